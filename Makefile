@@ -1,0 +1,71 @@
+# SPDX-License-Identifier: Apache-2.0
+# Run as root on Debian: every target installs what it needs first, and costs next to nothing when that is there.
+
+# What a relay needs to run exitprint, and what the lab needs besides.
+PACKAGES := python3 python3-venv python3-bpfcc linux-libc-dev nftables iptables conntrack iproute2 kmod util-linux \
+            procps wireguard-go wireguard-tools ca-certificates
+# What boots a stock kernel: virtme-ng (locked) starts qemu on this root file system.
+VM_PACKAGES := qemu-system-x86 busybox-static udev xz-utils
+
+MAPPING ?= persistent
+ARGS ?=
+PYTHON := .venv/bin/python
+
+.DELETE_ON_ERROR:
+.SUFFIXES:
+.PHONY: help packages env vm-env lab test lint format bench lock clean
+
+help:
+	@echo 'make lab [MAPPING=NAME] [ARGS=...]  a relay on this machine, and the verdict on it'
+	@echo 'make test                           every check, with two stock Debian kernels in VMs'
+	@echo 'make bench                          what watching costs'
+	@echo 'make env | lint | format | lock | clean'
+
+packages:
+	@deploy/debian-packages $(PACKAGES)
+
+# Rewritten only when Python became another one, so that the environment follows it.
+.cache/python: packages
+	@mkdir -p .cache
+	@/usr/bin/python3 -V | cmp -s - $@ || /usr/bin/python3 -V >$@
+
+.venv/.ready: .cache/python requirements-dev.lock pyproject.toml deploy/python-environment
+	@echo '  making the Python environment .venv'
+	@deploy/python-environment
+	@touch $@
+
+env: .venv/.ready
+
+vm-env: env
+	@deploy/debian-packages $(VM_PACKAGES)
+
+lab: env
+	@.venv/bin/exitprint lab --mapping $(MAPPING) $(ARGS)
+
+test: vm-env lint
+	@$(PYTHON) -m pytest $(ARGS)
+
+lint: env
+	@$(PYTHON) -m ruff format --check .
+	@$(PYTHON) -m ruff check .
+	@$(PYTHON) -m mypy
+
+format: env
+	@$(PYTHON) -m ruff format .
+	@$(PYTHON) -m ruff check --fix .
+
+bench: env
+	@$(PYTHON) -m tests.bench $(ARGS)
+
+# Newest versions that pyproject.toml allows, with the hashes of every file, for every Python that it allows.
+UV := .cache/lock/bin/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --upgrade \
+      --no-config --no-header --no-emit-index-url --no-emit-find-links
+lock: packages
+	@/usr/bin/python3 -m venv .cache/lock
+	@.cache/lock/bin/python -m pip --quiet install uv
+	@$(UV) --output-file requirements.lock pyproject.toml
+	@$(UV) --output-file requirements-dev.lock --extra dev --constraint requirements.lock pyproject.toml
+	@sed -i '1i \# SPDX-License-Identifier: Apache-2.0\n# Made by `make lock`.' requirements.lock requirements-dev.lock
+
+clean:
+	rm -rf .venv .cache build .mypy_cache .ruff_cache .pytest_cache .hypothesis
