@@ -1,0 +1,100 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The service's configuration as every process holds it.
+
+It is read from YAML by `detector.config_file` and goes to the child processes as JSON, so that they
+import neither the validator nor the YAML parser.
+"""
+
+from __future__ import annotations
+
+import json
+import socket
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+Hook = Literal["auto", "netfilter", "kprobe"]
+LogFormat = Literal["auto", "pretty", "json"]
+LogLevel = Literal["debug", "info", "warning", "error"]
+
+NAMESPACES = Path("/run/netns")
+
+
+@dataclass(frozen=True, slots=True)
+class Listen:
+    """Where /metrics is served; port 0 takes a free one."""
+
+    host: str = "127.0.0.1"
+    port: int = 9973
+
+    def __str__(self) -> str:
+        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
+
+
+@dataclass(frozen=True, slots=True)
+class Tables:
+    """How many entries each table holds.
+
+    Attributes:
+        peers: tunnel addresses (slots).
+        pairs: pairs of slot and exit address.
+        destinations, ports: the memories behind the contrasts, powers of two.
+        panes: parts that the sliding window moves by.
+    """
+
+    peers: int = 131_072
+    pairs: int = 262_144
+    destinations: int = 1_048_576
+    ports: int = 1_048_576
+    panes: int = 12
+
+
+@dataclass(frozen=True, slots=True)
+class Config:
+    """What the service was told.
+
+    Attributes:
+        relay: the relay's name in the report.
+        wireguard: the interfaces to watch, or None for every one of the namespace.
+        network_namespace: a name or a path, or None for our own.
+        exits: exit addresses as written (single, range or prefix), each good for
+            `detector.rules.pools.parse_pool`; empty to read them from the NAT rules.
+        window, interval, session_gap: seconds.
+        anonymity_floor: peers an exit address is to have at least.
+        hook: the hook to use, or "auto" for the first that works.
+        user: the user that the aggregator runs as.
+    """
+
+    relay: str = field(default_factory=socket.gethostname)
+    wireguard: tuple[str, ...] | None = None
+    network_namespace: str | None = None
+    exits: tuple[str, ...] = ()
+    window: float = 86_400.0
+    interval: float = 10.0
+    session_gap: float = 600.0
+    anonymity_floor: int = 5
+    hook: Hook = "auto"
+    listen: Listen = Listen()
+    user: str = "exitprint"
+    log_format: LogFormat = "auto"
+    log_level: LogLevel = "info"
+    tables: Tables = Tables()
+
+    @property
+    def namespace_path(self) -> Path | None:
+        """The namespace's file: `ip netns` keeps those that have a name in /run/netns."""
+        return None if self.network_namespace is None else NAMESPACES / self.network_namespace
+
+    def to_json(self) -> str:
+        """The configuration for a child process, in one line."""
+        return json.dumps(asdict(self), separators=(",", ":"))
+
+    @classmethod
+    def from_json(cls, text: str) -> Config:
+        """The inverse of `to_json`."""
+        raw: dict[str, Any] = json.loads(text)
+        raw["listen"] = Listen(**raw["listen"])
+        raw["tables"] = Tables(**raw["tables"])
+        raw["exits"] = tuple(raw["exits"])
+        raw["wireguard"] = None if raw["wireguard"] is None else tuple(raw["wireguard"])
+        return cls(**raw)
