@@ -1,0 +1,43 @@
+/* SPDX-License-Identifier: GPL-2.0-only */
+/*
+ * exitprint: counts which exit address source NAT gives to which peer.
+ *
+ * What it watches: the first packet of each flow, after source NAT and before its conntrack entry is
+ * confirmed, by one of two hooks that call the same observe():
+ *   on_packet   a netfilter link at POSTROUTING, just before confirmation (kernels 6.4 and newer);
+ *   on_confirm  a kprobe on __nf_conntrack_confirm (older kernels; sees every namespace, so it compares ours).
+ * What it keeps: counts in maps. No event, no destination and no packet ever goes to user space.
+ * What it changes: nothing. It reads, and the one return value is accept.
+ *
+ * Caveats: when two processors see the first packet of one flow at the same moment, conntrack keeps one entry
+ * and both packets are counted. A session's first flow may be counted twice by the same race.
+ *
+ * Offsets of kernel structs, table sizes and the secret come from the loader as macros (detector/kernel).
+ */
+#include <linux/types.h>
+#include <linux/ptrace.h>
+
+#include "layout.h"
+#include "tables.h"
+#include "flow.h"
+#include "siphash.h"
+#include "predictor.h"
+#include "contrasts.h"
+#include "observe.h"
+
+struct bpf_nf_ctx {
+	const void *state;
+	void *skb;
+};
+
+int on_packet(struct bpf_nf_ctx *ctx)
+{
+	observe_packet(ctx->skb);
+	return NF_ACCEPT;
+}
+
+int on_confirm(struct pt_regs *ctx)
+{
+	observe_confirm((void *)PT_REGS_PARM1(ctx));
+	return 0;
+}

@@ -1,0 +1,217 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The loader: compiles the eBPF program, attaches it, hands the descriptors over, and ends.
+
+It runs as a child (``python -m detector.kernel.loader FD``), in the network namespace that is watched, and is
+the only process that imports BCC. `load` is the parent's side. The memories of destinations and ports are not
+handed over: only the kernel program can reach them.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from detector.errors import ExitprintError, HostError
+from detector.kernel import bpf, btf, source
+from detector.kernel.binding import load_bcc
+from detector.kernel.tables import Sizes, set_control
+
+HOOKS = ("netfilter", "kprobe")
+MAPS = (
+    "pairs", "pairs_a", "pairs_b", "slots", "controls", "outcomes",
+    "peers", "networks4", "networks6", "tunnels", "pools",
+)  # fmt: skip
+
+_CONFIRM = "__nf_conntrack_confirm"
+_FUNCTIONS = {"netfilter": b"on_packet", "kprobe": b"on_confirm"}
+_MAX_MESSAGE = 65536
+_MAX_DESCRIPTORS = 32
+_TIMEOUT = 120.0  # seconds; an emulated machine takes ten
+
+
+@dataclass(frozen=True, slots=True)
+class Loaded:
+    """The running program: everything is gone from the kernel when these descriptors are closed.
+
+    Attributes:
+        hook: the hook that worked.
+        refused: why each hook that was tried before it did not work.
+        descriptors: by name: the maps of `MAPS`, "program", and the links "link0", "link1".
+    """
+
+    hook: str
+    refused: dict[str, str]
+    descriptors: dict[str, int]
+
+    def close(self) -> None:
+        """Detach the program and drop the maps."""
+        for descriptor in self.descriptors.values():
+            os.close(descriptor)
+
+
+def load(hook: str, sizes: Sizes, session_gap: float) -> Loaded:
+    """Compile and attach the program in our network namespace.
+
+    Args:
+        hook: one of `HOOKS`, or "auto" to try them in that order.
+        sizes: of the tables.
+        session_gap: seconds without a new flow that end a session.
+
+    Raises:
+        HostError: it cannot be had on this host; says why for each hook that was tried.
+    """
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    request = json.dumps({"hook": hook, "sizes": asdict(sizes), "session_gap": session_gap})
+    command = [sys.executable, "-m", "detector.kernel.loader", str(theirs.fileno()), request]
+    with ours:
+        with theirs:
+            child = subprocess.Popen(command, pass_fds=[theirs.fileno()], stdin=subprocess.DEVNULL)
+        ours.settimeout(_TIMEOUT)
+        try:
+            message, descriptors, _, _ = socket.recv_fds(ours, _MAX_MESSAGE, _MAX_DESCRIPTORS)
+        except TimeoutError:
+            child.kill()
+            message, descriptors = b"", []
+        status = child.wait()
+    if not message:
+        raise HostError(f"the loader ended before it was done ({_ending(status)})", "see the lines above")
+    answer = json.loads(message)
+    if "error" in answer:
+        raise HostError(answer["error"], answer["hint"])
+    return Loaded(answer["hook"], answer["refused"], dict(zip(answer["names"], descriptors, strict=True)))
+
+
+def _ending(status: int) -> str:
+    return f"signal {-status}" if status < 0 else f"status {status}"
+
+
+def _build(request: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+    """Compile and attach; returns the BCC object (which keeps the maps open) and the answer's parts."""
+    sizes = Sizes(**request["sizes"])
+    macros = source.offsets(conntrack_btf()) | source.draw_secret() | sizes.macros()
+    macros["EP_NAMESPACE"] = os.stat("/proc/self/ns/net").st_ino  # noqa: PTH116  (does not follow to a path)
+    bcc = load_bcc()
+    with _c_messages() as messages:
+        try:
+            program = bcc.BPF(text=source.text().encode(), cflags=source.flags(macros))
+        except Exception as error:
+            raise HostError(
+                "the kernel program does not compile or its tables do not fit", messages()
+            ) from error
+    maps = {name: program[name.encode()].get_fd() for name in MAPS}
+    set_control(maps, time.monotonic(), request["session_gap"], pane=1)
+    bpf.update(maps["pairs"], bytes(4), maps["pairs_a"].to_bytes(4, sys.byteorder))
+    wanted = HOOKS if request["hook"] == "auto" else (request["hook"],)
+    hook, refused, attached = first_that_attaches(bcc, program, wanted)
+    return program, {"hook": hook, "refused": refused, "descriptors": maps | attached}
+
+
+def conntrack_btf() -> btf.Btf:
+    """The BTF that has ``nf_conn``: the kernel's own, or that of its module."""
+    types = btf.read()
+    return types if types.has("nf_conn", "status") else btf.read("nf_conntrack")
+
+
+def first_that_attaches(
+    bcc: Any, program: Any, hooks: tuple[str, ...]
+) -> tuple[str, dict[str, str], dict[str, int]]:
+    """Try hooks in order.
+
+    Returns:
+        The hook, why each one before it was refused, and the descriptors of program and links.
+
+    Raises:
+        HostError: none works.
+    """
+    refused: dict[str, str] = {}
+    for hook in hooks:
+        with _c_messages() as messages:
+            try:
+                return hook, refused, _ATTACH[hook](bcc, program)
+            except OSError as error:
+                refused[hook] = _reason(hook, error)
+            except Exception:  # BCC raises bare ones; what happened is what it printed
+                refused[hook] = _last_line(messages()) or "the kernel refuses the program"
+    what = "; ".join(f"{hook}: {reason}" for hook, reason in refused.items())
+    raise HostError(f"no hook can be attached ({what})", "see what is missing with: exitprint doctor")
+
+
+def _attach_netfilter(_bcc: Any, program: Any) -> dict[str, int]:
+    function = program.load_func(
+        _FUNCTIONS["netfilter"], bpf.PROG_TYPE_NETFILTER, attach_type=bpf.ATTACH_NETFILTER
+    )
+    links = [bpf.netfilter_link(function.fd, protocol) for protocol in (bpf.NFPROTO_IPV4, bpf.NFPROTO_IPV6)]
+    return {"program": function.fd, "link0": links[0], "link1": links[1]}
+
+
+def _attach_kprobe(bcc: Any, program: Any) -> dict[str, int]:
+    function = program.load_func(_FUNCTIONS["kprobe"], bcc.BPF.KPROBE)
+    return {"program": function.fd, "link0": bpf.kprobe(function.fd, _CONFIRM)}
+
+
+_ATTACH: dict[str, Callable[[Any, Any], dict[str, int]]] = {
+    "netfilter": _attach_netfilter,
+    "kprobe": _attach_kprobe,
+}
+
+
+def _reason(hook: str, error: OSError) -> str:
+    if hook == "kprobe":
+        if error.errno == errno.ENOENT and error.filename:
+            return "this kernel has no kprobes"
+        if error.errno == errno.ENOENT:
+            return f"{_CONFIRM} is not in the kernel; load conntrack with: modprobe nf_conntrack"
+        if error.errno in (errno.EACCES, errno.EPERM):
+            return "kprobes are not allowed here; kernel.perf_event_paranoid above 2 asks for CAP_SYS_ADMIN"
+    return (error.strerror or str(error)).lower()
+
+
+def _last_line(text: str) -> str:
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    return lines[-1].rstrip(".") if lines else ""
+
+
+@contextmanager
+def _c_messages() -> Iterator[Callable[[], str]]:
+    """Catch what libbcc prints on standard error, where it puts compiler and verifier messages."""
+    with tempfile.TemporaryFile() as file:
+        before = os.dup(2)
+        os.dup2(file.fileno(), 2)
+
+        def text() -> str:
+            file.seek(0)
+            return file.read().decode(errors="replace")
+
+        try:
+            yield text
+        finally:
+            os.dup2(before, 2)
+            os.close(before)
+
+
+def main(descriptor: int, request: str) -> None:
+    """The child: answer on the socket whose descriptor is given."""
+    channel = socket.socket(fileno=descriptor)
+    try:
+        _program, answer = _build(json.loads(request))
+        descriptors = answer.pop("descriptors")
+        message = json.dumps(answer | {"names": list(descriptors)})
+        socket.send_fds(channel, [message.encode()], list(descriptors.values()))
+    except ExitprintError as error:
+        channel.send(json.dumps({"error": error.what, "hint": error.hint}).encode())
+    # BCC would disable the kprobe on its way out: the descriptors are shared with the parent now.
+    os._exit(0)
+
+
+if __name__ == "__main__":
+    main(int(sys.argv[1]), sys.argv[2])
