@@ -1,0 +1,133 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The addresses of a lab: tunnel addresses, exit pools, destinations and the links between the hosts.
+
+All are addresses for documentation and benchmarks (RFC 5737, 2544, 3849) or private; nothing here is routed
+anywhere but between a lab's own namespaces.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Mapping
+from dataclasses import dataclass
+from ipaddress import (
+    IPv4Address,
+    IPv4Network,
+    IPv6Address,
+    IPv6Network,
+    ip_address,
+    ip_network,
+    summarize_address_range,
+)
+
+from detector.errors import UsageError
+from detector.family import Address, Family, family_of
+
+Network = IPv4Network | IPv6Network
+
+TUNNELS: Mapping[Family, Network] = {
+    Family.IPV4: ip_network("10.64.0.0/10"),
+    Family.IPV6: ip_network("fc00:bbbb:bbbb:bb01::/64"),
+}
+INTERNET: Mapping[Family, Network] = {
+    Family.IPV4: ip_network("198.51.100.0/24"),
+    Family.IPV6: ip_network("2001:db8:51:100::/64"),
+}
+# First address: the relay. Second: the other host of the link.
+OUTER: Network = ip_network("192.0.2.0/24")
+UPLINK: Mapping[Family, Network] = {
+    Family.IPV4: ip_network("198.18.0.0/24"),
+    Family.IPV6: ip_network("2001:db8:198:18::/64"),
+}
+MAX_PEERS = 9999
+
+
+@dataclass(frozen=True, slots=True)
+class ExitRange:
+    """A pool of exit addresses, first and last included, of one family."""
+
+    first: Address
+    last: Address
+
+    @classmethod
+    def parse(cls, text: str) -> ExitRange:
+        """Read ``FIRST-LAST``, ``ADDRESS`` or ``NETWORK/LENGTH``.
+
+        Raises:
+            UsageError: it is none of these, or the range is inverted.
+        """
+        wrong = UsageError(
+            f"not a pool of exit addresses: {text!r}", "write it like 203.0.113.68-203.0.113.126"
+        )
+        try:
+            if "/" in text:
+                network = ip_network(text)
+                return cls(network[0], network[-1])
+            first, _, last = text.partition("-")
+            start, end = ip_address(first), ip_address(last or first)
+        except ValueError:
+            raise wrong from None
+        if start.version != end.version or int(end) < int(start):
+            raise wrong
+        return cls(start, end)
+
+    @property
+    def family(self) -> Family:
+        """The family of its addresses."""
+        return family_of(self.first)
+
+    @property
+    def size(self) -> int:
+        """How many addresses it holds."""
+        return int(self.last) - int(self.first) + 1
+
+    def __getitem__(self, position: int) -> Address:
+        return self.first + position
+
+    def __contains__(self, address: Address) -> bool:
+        return address.version == self.first.version and int(self.first) <= int(address) <= int(self.last)
+
+    def __str__(self) -> str:
+        return f"{self.first}-{self.last}"
+
+    def widest_network(self) -> Network:
+        """The largest network that lies inside the range; the first of equals."""
+        if isinstance(self.first, IPv4Address) and isinstance(self.last, IPv4Address):
+            return min(summarize_address_range(self.first, self.last), key=lambda net: net.prefixlen)
+        if isinstance(self.first, IPv6Address) and isinstance(self.last, IPv6Address):
+            return min(summarize_address_range(self.first, self.last), key=lambda net: net.prefixlen)
+        raise TypeError("a range of one family")
+
+
+DEFAULT_POOLS: Mapping[Family, ExitRange] = {
+    Family.IPV4: ExitRange.parse("203.0.113.68-203.0.113.126"),
+    Family.IPV6: ExitRange.parse("2001:db8:203:113::44-2001:db8:203:113::7e"),
+}
+
+
+def tunnel_addresses(peers: int, seed: int) -> list[dict[Family, Address]]:
+    """A scattered IPv4 and IPv6 tunnel address for each peer, both from the same number."""
+    spread = random.Random(seed)  # noqa: S311 - repeatable on purpose
+    numbers = spread.sample(range(256, 2**22 - 256), peers)
+    base = int(TUNNELS[Family.IPV6][0])
+    return [
+        {Family.IPV4: TUNNELS[Family.IPV4][number], Family.IPV6: IPv6Address(base + number)}
+        for number in numbers
+    ]
+
+
+def destinations(count: int, seed: int) -> dict[Family, tuple[Address, ...]]:
+    """Addresses of `count` hosts of the internet in each family, scattered.
+
+    Raises:
+        UsageError: `count` is not 1 to 250.
+    """
+    if not 1 <= count <= 250:
+        raise UsageError(f"a lab has 1 to 250 destinations, not {count}")
+    spread = random.Random(seed + 1)  # noqa: S311 - repeatable on purpose
+    hosts = spread.sample(range(2, 254), count)
+    base = int(INTERNET[Family.IPV6][0])
+    return {
+        Family.IPV4: tuple(INTERNET[Family.IPV4][host] for host in hosts),
+        Family.IPV6: tuple(IPv6Address(base + host * 65537) for host in hosts),
+    }

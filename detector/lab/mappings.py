@@ -1,0 +1,166 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Named source-NAT mappings as nftables text for any pool, with the verdict that each deserves.
+
+The verdicts are those of docs/leak-modes.md §3 and §4. A mapping is written for one family and one pool; a
+ruleset is one table per family.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+from detector.errors import UsageError
+from detector.family import Family
+from detector.lab.layout import ExitRange
+
+# An arbitrary number; the point is that it is written in the rules.
+SEED = 0x5EED1234
+
+Statement = Callable[[ExitRange], str]
+
+
+@dataclass(frozen=True, slots=True)
+class Mapping:
+    """A way to choose an exit address.
+
+    Attributes:
+        name: what it is called on the command line.
+        summary: one sentence that says what it is.
+        verdict: what the relay is to be called.
+        predictor: what explains a `predictable` one, else None.
+        statement: the nftables match and statement for a pool, without the output interface.
+    """
+
+    name: str
+    summary: str
+    verdict: str
+    predictor: str | None
+    statement: Statement
+
+    def ruleset(self, pools: Iterable[ExitRange], interface: str) -> str:
+        """The nftables text for these pools, at most one of each family, on what leaves by `interface`."""
+        return "".join(_table(pool, f'oifname "{interface}" {self.statement(pool)}') for pool in pools)
+
+
+def _table(pool: ExitRange, rule: str) -> str:
+    return (
+        f"table {_keyword(pool)} exits {{\n"
+        "  chain postrouting {\n"
+        "    type nat hook postrouting priority srcnat; policy accept;\n"
+        f"    {rule}\n"
+        "  }\n"
+        "}\n"
+    )
+
+
+def _keyword(pool: ExitRange) -> str:
+    return "ip" if pool.family is Family.IPV4 else "ip6"
+
+
+def _range(flags: str = "") -> Statement:
+    return lambda pool: f"snat to {pool} {flags}".rstrip()
+
+
+def _draw(expression: str, suffix: str = "", match: str = "") -> Statement:
+    """A statement that looks the exit up by a number: `expression` says where the number comes from."""
+
+    def statement(pool: ExitRange) -> str:
+        number = f"{expression.format(ip=_keyword(pool))} mod {pool.size} {suffix}".rstrip()
+        exits = ", ".join(f"{position} : {pool[position]}" for position in range(pool.size))
+        return f"{match} snat to {number} map {{ {exits} }}".lstrip()
+
+    return statement
+
+
+_PORTS = "meta l4proto { tcp, udp }"
+
+_ALL = (
+    Mapping(
+        "persistent",
+        "The kernel's hash of the tunnel address alone: one exit for everything a peer does.",
+        "predictable",
+        "kernel_persistent",
+        _range("persistent"),
+    ),
+    Mapping(
+        "plain",
+        "The kernel's hash of tunnel address and destination: one exit per peer and site.",
+        "predictable",
+        "kernel_destination",
+        _range(),
+    ),
+    Mapping(
+        "random",
+        "As plain, with random ports: the address is still the hash.",
+        "predictable",
+        "kernel_destination",
+        _range("random"),
+    ),
+    Mapping(
+        "fully-random",
+        "As plain, with ports drawn anew for every flow: the address is still the hash.",
+        "predictable",
+        "kernel_destination",
+        _range("fully-random"),
+    ),
+    Mapping(
+        "jhash",
+        "A hash of the tunnel address with a seed drawn when the rules are loaded.",
+        "pinned",
+        None,
+        _draw("jhash {ip} saddr"),
+    ),
+    Mapping(
+        "jhash-seeded",
+        "A hash of the tunnel address with a seed that is written in the rules.",
+        "predictable",
+        "seeded_jhash",
+        _draw("jhash {ip} saddr", f"seed {SEED:#x}"),
+    ),
+    Mapping(
+        "jhash-src-dst",
+        "A hash of tunnel address and destination with a seed drawn when the rules are loaded.",
+        "destination_linked",
+        None,
+        _draw("jhash {ip} saddr . {ip} daddr"),
+    ),
+    Mapping(
+        "jhash-src-sport",
+        "A hash of tunnel address and source port with a seed drawn when the rules are loaded.",
+        "unlinkable",
+        None,
+        _draw("jhash {ip} saddr . th sport", match=_PORTS),
+    ),
+    Mapping("symhash", "A hash of the whole flow.", "unlinkable", None, _draw("symhash")),
+    Mapping("numgen-random", "A random number for every flow.", "unlinkable", None, _draw("numgen random")),
+    Mapping("numgen-inc", "The next exit in turn for every flow.", "unlinkable", None, _draw("numgen inc")),
+    Mapping(
+        "masquerade",
+        "The relay's own address for everybody.",
+        "single_exit",
+        None,
+        lambda _pool: "masquerade",
+    ),
+    Mapping(
+        "netmap",
+        "The host bits of the tunnel address, put into the largest network of the pool.",
+        "predictable",
+        "netmap",
+        lambda pool: f"snat prefix to {pool.widest_network()}",
+    ),
+)
+
+MAPPINGS = {mapping.name: mapping for mapping in _ALL}
+
+
+def find(name: str) -> Mapping:
+    """The mapping of this name.
+
+    Raises:
+        UsageError: there is none.
+    """
+    try:
+        return MAPPINGS[name]
+    except KeyError:
+        raise UsageError(f"no mapping is called {name!r}", f"there are: {', '.join(MAPPINGS)}") from None

@@ -1,0 +1,226 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Real WireGuard for a lab: the kernel's where the kernel has it, ``wireguard-go`` otherwise.
+
+Keys are drawn here and stay in this process; public keys are read back from ``wg``, which derives them.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import time
+from base64 import b64decode, b64encode
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from detector.errors import HostError
+from detector.family import Address, Family
+from detector.lab.namespaces import UAPI, Namespace, entered, ip_batch, require
+
+PORT = 51820
+_PATIENCE = 30.0
+
+
+@dataclass(frozen=True, slots=True)
+class Peer:
+    """One WireGuard peer of the relay, with what is secret about it kept out of its representation."""
+
+    number: int
+    interface: str
+    tunnel: Mapping[Family, Address] = field(repr=False)
+    private_key: str = field(repr=False)
+    public_key: str = field(repr=False)
+
+    def allowed_ips(self) -> list[str]:
+        """Its tunnel addresses as single-address networks."""
+        return [f"{address}/{address.max_prefixlen}" for address in self.tunnel.values()]
+
+
+@dataclass(frozen=True, slots=True)
+class Remote:
+    """A peer as one side of a tunnel is told of it."""
+
+    public_key: str = field(repr=False)
+    allowed_ips: Sequence[str] = field(repr=False)
+    endpoint: tuple[str, int] | None = None
+
+
+class Backend(Protocol):
+    """An implementation of WireGuard."""
+
+    name: str
+
+    def create(self, namespace: Namespace, interfaces: Sequence[str]) -> None:
+        """Make interfaces; they may not be usable before `wait`."""
+
+    def wait(self) -> None:
+        """Return when all the interfaces can be set up."""
+
+    def set_key(self, namespace: Namespace, interface: str, private_key: str, port: int | None) -> None:
+        """Give an interface its private key, and the port that it listens on."""
+
+    def add_peers(self, namespace: Namespace, interface: str, remotes: Iterable[Remote]) -> None:
+        """Add peers to an interface."""
+
+
+def new_private_key() -> str:
+    """A Curve25519 private key as ``wg genkey`` makes it (RFC 7748, section 5, for the clamping)."""
+    raw = bytearray(os.urandom(32))
+    raw[0] &= 248
+    raw[31] = raw[31] & 127 | 64
+    return b64encode(raw).decode()
+
+
+class KernelWireGuard:
+    """WireGuard of the kernel, set up over netlink without a process per interface."""
+
+    name = "kernel"
+
+    def create(self, namespace: Namespace, interfaces: Sequence[str]) -> None:
+        """Make interfaces.
+
+        Raises:
+            HostError: this kernel has no WireGuard.
+        """
+        ip_batch((f"link add {name} type wireguard" for name in interfaces), namespace)
+
+    def wait(self) -> None:
+        """Nothing to wait for."""
+
+    def set_key(self, namespace: Namespace, interface: str, private_key: str, port: int | None) -> None:
+        """Give an interface its private key, and the port that it listens on."""
+        self._set(namespace, interface, [{"private_key": private_key, "listen_port": port}])
+
+    def add_peers(self, namespace: Namespace, interface: str, remotes: Iterable[Remote]) -> None:
+        """Add peers to an interface."""
+        settings = []
+        for remote in remotes:
+            peer: dict[str, object] = {
+                "public_key": remote.public_key,
+                "allowed_ips": list(remote.allowed_ips),
+            }
+            if remote.endpoint:
+                peer["endpoint_addr"], peer["endpoint_port"] = remote.endpoint
+            settings.append({"peer": peer})
+        self._set(namespace, interface, settings)
+
+    @staticmethod
+    def _set(namespace: Namespace, interface: str, settings: Iterable[Mapping[str, object]]) -> None:
+        # Imported here: it takes long under emulation, and user-space WireGuard does not need it.
+        from pyroute2 import WireGuard  # noqa: PLC0415
+
+        with entered(namespace), WireGuard() as netlink:
+            for setting in settings:
+                netlink.set(interface, **setting)
+
+
+class UserWireGuard:
+    """``wireguard-go``: a process per interface, set up over its UAPI socket."""
+
+    name = "wireguard-go"
+
+    def __init__(self) -> None:
+        self._running: dict[str, subprocess.Popen[bytes]] = {}
+
+    def create(self, namespace: Namespace, interfaces: Sequence[str]) -> None:
+        """Start a process per interface, all at once.
+
+        Raises:
+            HostError: ``wireguard-go`` is missing.
+        """
+        require("wireguard-go")
+        # One processor each: forty of them share a machine, and none of them alone is the bottleneck.
+        environment = {**os.environ, "LOG_LEVEL": "silent", "GOMAXPROCS": "1"}
+        with entered(namespace):
+            for name in interfaces:
+                self._running[name] = subprocess.Popen(
+                    ["wireguard-go", "-f", name],
+                    env=environment,
+                    stdin=subprocess.DEVNULL,
+                    stdout=subprocess.DEVNULL,
+                    stderr=subprocess.DEVNULL,
+                    process_group=0,
+                )
+
+    def wait(self) -> None:
+        """Return when every process has its socket.
+
+        Raises:
+            HostError: a process ended, or its socket did not come.
+        """
+        deadline = time.monotonic() + _PATIENCE
+        for name, process in self._running.items():
+            while not (UAPI / f"{name}.sock").exists():
+                if process.poll() is not None or time.monotonic() > deadline:
+                    raise HostError("wireguard-go did not start", "is /dev/net/tun there? (modprobe tun)")
+                time.sleep(0.01)
+
+    def set_key(self, namespace: Namespace, interface: str, private_key: str, port: int | None) -> None:  # noqa: ARG002
+        """Give an interface its private key, and the port that it listens on."""
+        lines = [f"private_key={_hex(private_key)}"]
+        if port is not None:
+            lines.append(f"listen_port={port}")
+        _uapi_set(interface, lines)
+
+    def add_peers(self, namespace: Namespace, interface: str, remotes: Iterable[Remote]) -> None:  # noqa: ARG002
+        """Add peers to an interface."""
+        lines = []
+        for remote in remotes:
+            lines.append(f"public_key={_hex(remote.public_key)}")
+            if remote.endpoint:
+                lines.append("endpoint={}:{}".format(*remote.endpoint))
+            lines += [f"allowed_ip={network}" for network in remote.allowed_ips]
+        _uapi_set(interface, lines)
+
+    def stop(self) -> None:
+        """Ask every process to end, and collect them."""
+        for process in self._running.values():
+            process.terminate()
+        for process in self._running.values():
+            with suppress(subprocess.TimeoutExpired):
+                process.wait(5)
+
+    def reap(self) -> None:
+        """Collect processes that others have ended."""
+        for process in self._running.values():
+            with suppress(subprocess.TimeoutExpired):
+                process.wait(1)
+
+
+def _hex(key: str) -> str:
+    return b64decode(key).hex()
+
+
+def _uapi_set(interface: str, lines: Iterable[str]) -> None:
+    with socket.socket(socket.AF_UNIX) as link:
+        link.settimeout(_PATIENCE)
+        link.connect(str(UAPI / f"{interface}.sock"))
+        link.sendall("".join(f"{line}\n" for line in ["set=1", *lines, ""]).encode())
+        with link.makefile() as answers:
+            answer = answers.readline().strip()
+    if answer != "errno=0":
+        raise HostError(f"wireguard-go refused a setting ({answer or 'no answer'})")
+
+
+def public_keys(namespace: Namespace, interfaces: Iterable[str]) -> dict[str, str]:
+    """The public keys of interfaces whose private keys are set, by interface.
+
+    Raises:
+        HostError: ``wg`` does not list one of them.
+    """
+    with entered(namespace):
+        done = subprocess.run(
+            ["wg", "show", "all", "public-key"],
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=_PATIENCE,
+        )
+    listed = dict(line.split() for line in done.stdout.splitlines() if len(line.split()) == 2)
+    found = {name: listed[name] for name in interfaces if listed.get(name, "(none)") != "(none)"}
+    if len(found) != len(list(interfaces)):
+        raise HostError("wg does not list the WireGuard interfaces of the lab", done.stderr.strip())
+    return found
