@@ -23,7 +23,8 @@ from typing import Any, TextIO
 from detector.config import LogFormat, LogLevel
 from detector.errors import ExitprintError
 
-# structlog imports rich when it is there, for tracebacks that we do not want: 10 MB in each process.
+# structlog imports rich when it is there, for tracebacks that we do not want: 6 MB in each process. So
+# whoever logs imports `get_logger` from here, never structlog.
 _rich_is_ours = "rich" in sys.modules
 if not _rich_is_ours:
     sys.modules["rich"] = None  # type: ignore[assignment]
@@ -37,6 +38,11 @@ Event = MutableMapping[str, Any]
 _LEVELS = {"debug": logging.DEBUG, "info": logging.INFO, "warning": logging.WARNING, "error": logging.ERROR}
 _FRAMES = 8
 _CHAIN = 5
+
+
+def get_logger() -> Any:
+    """A structlog logger: an event in plain words, and keyword arguments for what belongs to it."""
+    return structlog.get_logger()
 
 
 def configure(
@@ -177,7 +183,7 @@ class _LibraryLogs(logging.Handler):
         told: dict[str, Any] = {"logger": record.name, "where": f"{record.filename}:{record.lineno}"}
         if self._messages:
             told["message"] = record.getMessage()
-        structlog.get_logger().warning("library", exc_info=record.exc_info, **told)
+        get_logger().warning("library", exc_info=record.exc_info, **told)
 
 
 def _take_library_logs(*, messages: bool) -> None:
@@ -193,4 +199,4 @@ def _take_uncaught() -> None:
 def _uncaught(error: BaseException | None) -> None:
     if isinstance(error, KeyboardInterrupt):
         return
-    structlog.get_logger().error("unexpected error", exc_info=error)
+    get_logger().error("unexpected error", exc_info=error)

@@ -63,7 +63,7 @@ def test_json_line() -> None:
     """Without a terminal a line is one JSON object with process, level and UTC time."""
     stream = io.StringIO()
     logs.configure("sensor", stream=stream)
-    structlog.get_logger().info("peers read", peers=3)
+    logs.get_logger().info("peers read", peers=3)
     (line,) = lines(stream)
     assert line.pop("timestamp").endswith("Z")
     assert line == {"event": "peers read", "peers": 3, "level": "info", "process": "sensor"}
@@ -76,7 +76,7 @@ def test_pretty_on_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
     for coloured in (True, False):
         stream = Terminal()
         logs.configure("sensor", stream=stream)
-        structlog.get_logger().info("peers read")
+        logs.get_logger().info("peers read")
         assert "peers read" in stream.getvalue()
         assert ("\x1b[" in stream.getvalue()) is coloured
         monkeypatch.setenv("NO_COLOR", "1")
@@ -86,8 +86,8 @@ def test_levels() -> None:
     """Nothing under the configured level is written."""
     stream = io.StringIO()
     logs.configure("sensor", level="warning", stream=stream)
-    structlog.get_logger().info("quiet")
-    structlog.get_logger().warning("loud")
+    logs.get_logger().info("quiet")
+    logs.get_logger().warning("loud")
     assert [line["event"] for line in lines(stream)] == ["loud"]
 
 
@@ -99,7 +99,7 @@ def test_an_exception_is_told_without_its_content(form: Any) -> None:
     try:
         fail()
     except RuntimeError:
-        structlog.get_logger().exception("cycle failed")
+        logs.get_logger().exception("cycle failed")
     text = stream.getvalue()
     assert "RuntimeError at test_logs.py:" in text
     assert ":fail < test_logs.py:" in text
@@ -116,7 +116,7 @@ def test_debug_tells_messages_but_no_variables() -> None:
         secret = KEY
         raise ValueError("no such thing")
     except ValueError as error:
-        structlog.get_logger().error("failed", exc_info=error)
+        logs.get_logger().error("failed", exc_info=error)
     assert "ValueError: no such thing" in stream.getvalue()
     assert secret not in stream.getvalue()
 
@@ -139,9 +139,7 @@ def test_objects_are_told_by_their_type() -> None:
     """Bytes, addresses and other objects do not reach the log by accident, also inside a list."""
     stream = io.StringIO()
     logs.configure("sensor", stream=stream)
-    structlog.get_logger().info(
-        "odd", a=TUNNEL.encode(), b=[ip_address(TUNNEL)], c={"d": object()}, e=Path("/x")
-    )
+    logs.get_logger().info("odd", a=TUNNEL.encode(), b=[ip_address(TUNNEL)], c={"d": object()}, e=Path("/x"))
     (line,) = lines(stream)
     assert (line["a"], line["b"], line["c"]) == ("<bytes>", ["<IPv4Address>"], {"d": "<object>"})
     assert line["e"] == "/x"
@@ -180,12 +178,12 @@ def test_a_reader_that_went_away_stops_nothing() -> None:
     os.close(reader)
     stream = io.TextIOWrapper(io.FileIO(writer, "w"), write_through=True)
     logs.configure("sensor", stream=stream)
-    structlog.get_logger().info("into the void")
+    logs.get_logger().info("into the void")
     stream.detach().close()
     closed = io.StringIO()
     logs.configure("sensor", stream=closed)
     closed.close()
-    structlog.get_logger().info("into a closed file")
+    logs.get_logger().info("into a closed file")
 
 
 def test_rich_stays_out() -> None:
