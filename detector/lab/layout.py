@@ -9,21 +9,11 @@ from __future__ import annotations
 
 import random
 from collections.abc import Mapping
-from dataclasses import dataclass
-from ipaddress import (
-    IPv4Address,
-    IPv4Network,
-    IPv6Address,
-    IPv6Network,
-    ip_address,
-    ip_network,
-    summarize_address_range,
-)
+from ipaddress import IPv6Address, ip_address, ip_network
 
 from detector.errors import UsageError
-from detector.family import Address, Family, family_of
-
-Network = IPv4Network | IPv6Network
+from detector.family import Address, Family
+from detector.rules.model import Network, Pool
 
 TUNNELS: Mapping[Family, Network] = {
     Family.IPV4: ip_network("10.64.0.0/10"),
@@ -42,67 +32,10 @@ UPLINK: Mapping[Family, Network] = {
 MAX_PEERS = 9999
 
 
-@dataclass(frozen=True, slots=True)
-class ExitRange:
-    """A pool of exit addresses, first and last included, of one family."""
-
-    first: Address
-    last: Address
-
-    @classmethod
-    def parse(cls, text: str) -> ExitRange:
-        """Read ``FIRST-LAST``, ``ADDRESS`` or ``NETWORK/LENGTH``.
-
-        Raises:
-            UsageError: it is none of these, or the range is inverted.
-        """
-        wrong = UsageError(
-            f"not a pool of exit addresses: {text!r}", "write it like 203.0.113.68-203.0.113.126"
-        )
-        try:
-            if "/" in text:
-                network = ip_network(text)
-                return cls(network[0], network[-1])
-            first, _, last = text.partition("-")
-            start, end = ip_address(first), ip_address(last or first)
-        except ValueError:
-            raise wrong from None
-        if start.version != end.version or int(end) < int(start):
-            raise wrong
-        return cls(start, end)
-
-    @property
-    def family(self) -> Family:
-        """The family of its addresses."""
-        return family_of(self.first)
-
-    @property
-    def size(self) -> int:
-        """How many addresses it holds."""
-        return int(self.last) - int(self.first) + 1
-
-    def __getitem__(self, position: int) -> Address:
-        return self.first + position
-
-    def __contains__(self, address: Address) -> bool:
-        return address.version == self.first.version and int(self.first) <= int(address) <= int(self.last)
-
-    def __str__(self) -> str:
-        return f"{self.first}-{self.last}"
-
-    def widest_network(self) -> Network:
-        """The largest network that lies inside the range; the first of equals."""
-        if isinstance(self.first, IPv4Address) and isinstance(self.last, IPv4Address):
-            return min(summarize_address_range(self.first, self.last), key=lambda net: net.prefixlen)
-        if isinstance(self.first, IPv6Address) and isinstance(self.last, IPv6Address):
-            return min(summarize_address_range(self.first, self.last), key=lambda net: net.prefixlen)
-        raise TypeError("a range of one family")
-
-
-DEFAULT_POOLS: Mapping[Family, ExitRange] = {
-    Family.IPV4: ExitRange.parse("203.0.113.68-203.0.113.126"),
-    Family.IPV6: ExitRange.parse("2001:db8:203:113::44-2001:db8:203:113::7e"),
-}
+DEFAULT_POOLS = (
+    Pool(ip_address("203.0.113.68"), ip_address("203.0.113.126")),
+    Pool(ip_address("2001:db8:203:113::44"), ip_address("2001:db8:203:113::7e")),
+)
 
 
 def tunnel_addresses(peers: int, seed: int) -> list[dict[Family, Address]]:

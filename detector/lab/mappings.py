@@ -9,15 +9,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from ipaddress import IPv4Address, IPv6Address, summarize_address_range
 
 from detector.errors import UsageError
 from detector.family import Family
-from detector.lab.layout import ExitRange
+from detector.rules.model import Network, Pool
 
 # An arbitrary number; the point is that it is written in the rules.
 SEED = 0x5EED1234
+_LARGEST_MAP = 4096
 
-Statement = Callable[[ExitRange], str]
+Statement = Callable[[Pool], str]
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,12 +40,12 @@ class Mapping:
     predictor: str | None
     statement: Statement
 
-    def ruleset(self, pools: Iterable[ExitRange], interface: str) -> str:
+    def ruleset(self, pools: Iterable[Pool], interface: str) -> str:
         """The nftables text for these pools, at most one of each family, on what leaves by `interface`."""
         return "".join(_table(pool, f'oifname "{interface}" {self.statement(pool)}') for pool in pools)
 
 
-def _table(pool: ExitRange, rule: str) -> str:
+def _table(pool: Pool, rule: str) -> str:
     return (
         f"table {_keyword(pool)} exits {{\n"
         "  chain postrouting {\n"
@@ -54,7 +56,20 @@ def _table(pool: ExitRange, rule: str) -> str:
     )
 
 
-def _keyword(pool: ExitRange) -> str:
+def widest_network(pool: Pool) -> Network:
+    """The largest network that lies inside a pool; the first of equals."""
+    if isinstance(pool.first, IPv4Address) and isinstance(pool.last, IPv4Address):
+        return min(summarize_address_range(pool.first, pool.last), key=_length)
+    if isinstance(pool.first, IPv6Address) and isinstance(pool.last, IPv6Address):
+        return min(summarize_address_range(pool.first, pool.last), key=_length)
+    raise TypeError("a pool is of one family")
+
+
+def _length(network: Network) -> int:
+    return network.prefixlen
+
+
+def _keyword(pool: Pool) -> str:
     return "ip" if pool.family is Family.IPV4 else "ip6"
 
 
@@ -65,9 +80,11 @@ def _range(flags: str = "") -> Statement:
 def _draw(expression: str, suffix: str = "", match: str = "") -> Statement:
     """A statement that looks the exit up by a number: `expression` says where the number comes from."""
 
-    def statement(pool: ExitRange) -> str:
+    def statement(pool: Pool) -> str:
+        if pool.size > _LARGEST_MAP:
+            raise UsageError(f"the pool {pool} is too large to be written as a map", "take a smaller one")
         number = f"{expression.format(ip=_keyword(pool))} mod {pool.size} {suffix}".rstrip()
-        exits = ", ".join(f"{position} : {pool[position]}" for position in range(pool.size))
+        exits = ", ".join(f"{position} : {pool.address(position)}" for position in range(pool.size))
         return f"{match} snat to {number} map {{ {exits} }}".lstrip()
 
     return statement
@@ -147,7 +164,7 @@ _ALL = (
         "The host bits of the tunnel address, put into the largest network of the pool.",
         "predictable",
         "netmap",
-        lambda pool: f"snat prefix to {pool.widest_network()}",
+        lambda pool: f"snat prefix to {widest_network(pool)}",
     ),
 )
 

@@ -22,7 +22,7 @@ from typing import Any, Self
 from detector.errors import HostError, UsageError
 from detector.family import Address, Family
 from detector.lab import layout, mappings, wireguard
-from detector.lab.layout import DEFAULT_POOLS, ExitRange
+from detector.lab.layout import DEFAULT_POOLS
 from detector.lab.namespaces import (
     Claim,
     Namespace,
@@ -38,6 +38,7 @@ from detector.lab.traffic import Result, Sender, echo_servers, retransmissions
 from detector.lab.truth import Recording, Truth, forget, read_truth, recorded
 from detector.lab.wireguard import Peer, Remote
 from detector.lab.workload import FIRST_PORT, Flow, Workload, default_workload
+from detector.rules.model import Pool
 
 EXIT_INTERFACE = "eth0"
 _EVERYTHING = {Family.IPV4: "0.0.0.0/0", Family.IPV6: "::/0"}
@@ -93,7 +94,7 @@ class Lab:
         self,
         *,
         peers: int = 40,
-        pools: Iterable[ExitRange] = tuple(DEFAULT_POOLS.values()),
+        pools: Iterable[Pool] = DEFAULT_POOLS,
         destinations: int = 24,
         seed: int = 1,
         user_space: bool | None = None,
@@ -101,7 +102,7 @@ class Lab:
     ) -> None:
         if not 1 <= peers <= layout.MAX_PEERS:
             raise UsageError(f"a lab has 1 to {layout.MAX_PEERS} peers, not {peers}")
-        self.pools: Mapping[Family, ExitRange] = {pool.family: pool for pool in pools}
+        self.pools: Mapping[Family, Pool] = {pool.family: pool for pool in pools}
         self.destinations = layout.destinations(destinations, seed)
         self.exit_interface = EXIT_INTERFACE
         self.seed = seed
@@ -298,6 +299,7 @@ class Lab:
         if not self._user_space:
             try:
                 kernel = wireguard.KernelWireGuard()
+                self._stack.callback(kernel.stop)
                 kernel.create(self.relay, [self.wireguard_interface])
             except HostError:
                 if self._user_space is False:

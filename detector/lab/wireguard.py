@@ -14,7 +14,7 @@ from base64 import b64decode, b64encode
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Any, Protocol
 
 from detector.errors import HostError
 from detector.family import Address, Family
@@ -65,6 +65,9 @@ class Backend(Protocol):
     def add_peers(self, namespace: Namespace, interface: str, remotes: Iterable[Remote]) -> None:
         """Add peers to an interface."""
 
+    def stop(self) -> None:
+        """End processes and connections; the interfaces go with their namespace."""
+
 
 def new_private_key() -> str:
     """A Curve25519 private key as ``wg genkey`` makes it (RFC 7748, section 5, for the clamping)."""
@@ -78,6 +81,9 @@ class KernelWireGuard:
     """WireGuard of the kernel, set up over netlink without a process per interface."""
 
     name = "kernel"
+
+    def __init__(self) -> None:
+        self._netlink: dict[str, Any] = {}
 
     def create(self, namespace: Namespace, interfaces: Sequence[str]) -> None:
         """Make interfaces.
@@ -107,14 +113,20 @@ class KernelWireGuard:
             settings.append({"peer": peer})
         self._set(namespace, interface, settings)
 
-    @staticmethod
-    def _set(namespace: Namespace, interface: str, settings: Iterable[Mapping[str, object]]) -> None:
-        # Imported here: it takes long under emulation, and user-space WireGuard does not need it.
-        from pyroute2 import WireGuard  # noqa: PLC0415
+    def stop(self) -> None:
+        """Close the netlink sockets."""
+        while self._netlink:
+            self._netlink.popitem()[1].close()
 
-        with entered(namespace), WireGuard() as netlink:
-            for setting in settings:
-                netlink.set(interface, **setting)
+    def _set(self, namespace: Namespace, interface: str, settings: Iterable[Mapping[str, object]]) -> None:
+        if namespace.name not in self._netlink:
+            # Imported here: it takes long under emulation, and user-space WireGuard does not need it.
+            from pyroute2 import WireGuard  # noqa: PLC0415
+
+            with entered(namespace):
+                self._netlink[namespace.name] = WireGuard()
+        for setting in settings:
+            self._netlink[namespace.name].set(interface, **setting)
 
 
 class UserWireGuard:
@@ -182,12 +194,6 @@ class UserWireGuard:
         for process in self._running.values():
             with suppress(subprocess.TimeoutExpired):
                 process.wait(5)
-
-    def reap(self) -> None:
-        """Collect processes that others have ended."""
-        for process in self._running.values():
-            with suppress(subprocess.TimeoutExpired):
-                process.wait(1)
 
 
 def _hex(key: str) -> str:
