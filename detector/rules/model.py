@@ -378,6 +378,7 @@ class Match:
         negated: none of `values` instead.
         chooser: what gives the number that `values` are compared with, when the condition is a draw.
         sources: the source addresses among `values`, when it is about them.
+        unclear: why it may choose among peers in a way that the rule does not tell, or an empty string.
     """
 
     subject: str
@@ -385,6 +386,12 @@ class Match:
     negated: bool = False
     chooser: Chooser | None = None
     sources: tuple[Pool, ...] = field(default=(), repr=False)
+    unclear: str = ""
+
+    @property
+    def about_source(self) -> bool:
+        """Whether it looks at who the peer is."""
+        return bool(self.sources) or self.subject.startswith(tuple(SOURCE_FIELDS))
 
     def __str__(self) -> str:
         wanted = self.values[0] if len(self.values) == 1 else "{ " + ", ".join(self.values) + " }"

@@ -12,6 +12,7 @@ Only hook postrouting is read: source NAT at hook input changes what the relay i
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterable, Iterator
 from collections.abc import Mapping as AnyMapping
 from dataclasses import dataclass, field
@@ -30,7 +31,7 @@ from detector.rules.nft_exits import (
     pool_of,
 )
 from detector.rules.nft_text import SILENT, Json, as_list, show, show_rule
-from detector.rules.walk import Action, Branch, Entry, Jump, Return, Stop, Translate, Unclear, Walk
+from detector.rules.walk import BY_MARK, Action, Branch, Entry, Jump, Return, Stop, Translate, Unclear, Walk
 
 HINT = "give it the output of `nft -j list ruleset`"
 
@@ -59,7 +60,10 @@ _EFFECTLESS = SILENT | {
 
 @dataclass(slots=True)
 class _Table:
-    """One table as listed: base chains with their priorities, rules by chain, maps and sets by name."""
+    """One table as listed: base chains with their priorities, rules by chain, maps and sets by name.
+
+    `marked`: some rule of the listing, in whatever table, sets packet or connection marks.
+    """
 
     family: str
     name: str
@@ -67,6 +71,7 @@ class _Table:
     base: list[tuple[str, int]] = field(default_factory=list)
     rules: dict[str, list[AnyMapping[str, Any]]] = field(default_factory=dict)
     maps: dict[str, Json] = field(default_factory=dict)
+    marked: bool = False
 
 
 def read_nft_json(text: str) -> RuleSet:
@@ -123,7 +128,28 @@ def _tables(objects: Iterable[tuple[str, AnyMapping[str, Any]]]) -> dict[tuple[s
             table.maps[str(body.get("name"))] = None if _filled_by_packets(body) else body.get("elem", [])
         elif kind == "rule":
             table.rules.setdefault(str(body.get("chain")), []).append(body)
+    marked = any(
+        _marks(rule) for table in tables.values() for rules in table.rules.values() for rule in rules
+    )
+    for table in tables.values():
+        table.marked = marked
     return tables
+
+
+def _marks(rule: AnyMapping[str, Any]) -> bool:
+    """Whether a rule sets a mark, which later rules may choose by."""
+    for statement in as_list(rule.get("expr")):
+        match statement:
+            case {"mangle": {"key": {"meta": {"key": "mark"}} | {"ct": {"key": "mark"}}}}:
+                return True
+            case {"xt": {"name": "MARK" | "HMARK" | "CONNMARK"}}:
+                return True
+    return False
+
+
+def _by_mark(subject: str, table: _Table) -> str:
+    """The doubt about a condition on a mark."""
+    return BY_MARK if table.marked and re.search(r"\b(meta|ct) mark\b", subject) else ""
 
 
 def _filled_by_packets(body: AnyMapping[str, Any]) -> bool:
@@ -236,10 +262,11 @@ def _vmap(body: Json, table: _Table) -> Iterator[Branch]:
         action = _verdict(verdict)
         if action is None:
             continue
-        values = (show(key),)
+        subject = show(body["key"])
         if chooser is not None:
             numbers_of(key)
-        yield Branch(action, Match(show(body["key"]), values, False, chooser, _sources(body["key"], [key])))
+        sources = _sources(body["key"], [key])
+        yield Branch(action, Match(subject, (show(key),), False, chooser, sources, _by_mark(subject, table)))
 
 
 def _limit(statement: Json, table: _Table) -> Match | None:
@@ -264,11 +291,13 @@ def _limit(statement: Json, table: _Table) -> Match | None:
 def _match(body: AnyMapping[str, Any], statement: Json, table: _Table) -> Match:
     chooser = chooser_of(body["left"])
     if str(body["op"]) not in {"==", "!=", "in"} or (chooser is None and _is_computed(body["left"])):
-        return Match(show_rule([statement]), chooser=chooser)
+        text = show_rule([statement])
+        return Match(text, chooser=chooser, unclear=_by_mark(text, table))
     values = _values(body["right"], table)
     sources = _sources(body["left"], values)
     shown = tuple(show(one) for one in values)
-    return Match(show(body["left"]), shown, body["op"] == "!=", chooser, sources)
+    subject = show(body["left"])
+    return Match(subject, shown, body["op"] == "!=", chooser, sources, _by_mark(subject, table))
 
 
 def _is_computed(left: Json) -> bool:

@@ -16,10 +16,12 @@ from detector.rules.model import (
     Chosen,
     FieldMap,
     Mapping,
+    Masquerade,
     Match,
     NatRule,
     Netmap,
     NotUnderstood,
+    PortsOnly,
     RuleSet,
     Where,
     rule_set,
@@ -30,6 +32,10 @@ MOST_JUMPS = 64
 
 MOST_STEPS = 200_000
 """Rules visited, over all ways; more is not a rule set that people write but one that multiplies its ways."""
+
+
+BY_MARK = "a mark that other rules set decides which packets it takes"
+"""The doubt about a rule that only marked packets reach: the mark may stand for a peer."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -173,8 +179,15 @@ class _Way:
                 self._unclear(entry, reason, compat)
                 return none, none
             case Translate(mapping, flags):
+                self._doubt(entry, mapping, matches)
                 self.walk.rules.append(NatRule(taken, entry.where, entry.text, matches, mapping, flags))
                 return (taken if _is_total(mapping) else none), none
+
+    def _doubt(self, entry: Entry, mapping: Mapping, matches: tuple[Match, ...]) -> None:
+        """A condition that may stand for a peer makes even a rule with one exit not understood."""
+        if not isinstance(mapping, Masquerade | PortsOnly):
+            for reason in dict.fromkeys(one.unclear for one in matches if one.unclear):
+                self._unclear(entry, reason)
 
     def _unclear(self, entry: Entry, reason: str, compat: bool = False) -> None:
         self.walk.unread.append(NotUnderstood(entry.where, entry.text, reason, compat))
