@@ -1,0 +1,2 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`exitprint doctor`: checks of this host, each with its exact mend."""

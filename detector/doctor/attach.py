@@ -1,0 +1,27 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Attaches the kernel program for a moment, with tiny tables: the only way to know which hook works."""
+
+from __future__ import annotations
+
+import os
+
+from detector.config import Tables
+from detector.doctor.check import Finding, Host, ok
+from detector.doctor.kernel import hooks_by_symbols
+from detector.kernel.loader import load
+
+_TINY = Tables(peers=16, pairs=16, destinations=16, ports=16, panes=2)
+
+
+def hooks(host: Host) -> Finding:
+    """The hook that the service would use, and why another one was refused. Without root it is a guess.
+
+    Raises:
+        HostError: none can be attached, for the reasons that it names.
+    """
+    if os.geteuid():
+        return hooks_by_symbols(host)
+    loaded = load(host.config.hook, _TINY, host.config.session_gap)
+    loaded.close()
+    refused = "".join(f"; {hook} would not do: {reason}" for hook, reason in loaded.refused.items())
+    return ok(f"{loaded.hook} would be used{refused}")
