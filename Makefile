@@ -57,8 +57,8 @@ format: env
 bench: env
 	@$(PYTHON) -m tests.bench $(ARGS)
 
-# Newest versions that pyproject.toml allows, with the hashes of every file, for every Python that it allows.
-UV := .cache/lock/bin/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --upgrade \
+# The newest versions that pyproject.toml allows and every supported Python takes, with the hashes of every file.
+UV := .cache/lock/bin/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --upgrade --fork-strategy fewest \
       --no-config --no-header --no-emit-index-url --no-emit-find-links
 lock: packages
 	@/usr/bin/python3 -m venv .cache/lock
