@@ -40,6 +40,7 @@ class Tables:
         pairs: pairs of slot and exit address.
         destinations, ports: the memories behind the contrasts, powers of two.
         panes: parts that the sliding window moves by.
+        measured: flows of a slot whose contrasts are measured in one pane; what is left is counted only.
     """
 
     peers: int = 131_072
@@ -47,6 +48,7 @@ class Tables:
     destinations: int = 1_048_576
     ports: int = 1_048_576
     panes: int = 12
+    measured: int = 128
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +65,7 @@ class Config:
         anonymity_floor: peers an exit address is to have at least.
         hook: the hook to use, or "auto" for the first that works.
         user: the user that the aggregator runs as.
+        inspect_socket: where `exitprint status` asks, or None for nowhere.
     """
 
     relay: str = field(default_factory=socket.gethostname)
@@ -76,6 +79,7 @@ class Config:
     hook: Hook = "auto"
     listen: Listen = Listen()
     user: str = "exitprint"
+    inspect_socket: str | None = "/run/exitprint/inspect.sock"
     log_format: LogFormat = "auto"
     log_level: LogLevel = "info"
     tables: Tables = Tables()

@@ -35,6 +35,7 @@ _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:-]{0,63}")
 _USER = re.compile(r"[A-Za-z_][A-Za-z0-9_.-]{0,31}\$?")
 _INTERFACE = re.compile(r"[^\s/:]{1,15}")
 _NAMESPACE = re.compile(r"/\S+|[^\s/]+")
+_SOCKET = re.compile(r"/[^\s\0]{1,99}")  # sun_path holds 108
 _LISTEN = re.compile(r"(?:\[([0-9A-Fa-f:.]+)\]|([^:\[\]\s]+)):(\d{1,5})", re.ASCII)
 
 
@@ -132,6 +133,7 @@ def _lasting(low: str, high: str) -> Any:
 Name = Annotated[str, _matching(_NAME)]
 User = Annotated[str, _matching(_USER)]
 Namespace = Annotated[str, _matching(_NAMESPACE)]
+SocketPath = Annotated[str, _matching(_SOCKET)]
 Interfaces = Annotated[list[Annotated[str, _matching(_INTERFACE)]], AfterValidator(_distinct)]
 Exits = Annotated[list[Annotated[str, AfterValidator(_pool)]], AfterValidator(_distinct)]
 Duration = Annotated[float, BeforeValidator(_duration)]
@@ -149,6 +151,7 @@ class _Tables(BaseModel):
     destinations: PowerOfTwo = _from_to(16, 1 << 26, "a power of two")
     ports: PowerOfTwo = _from_to(16, 1 << 26, "a power of two")
     panes: int = _from_to(2, 288, "a number of parts of the window")
+    measured: int = _from_to(8, 1 << 20, "a number of flows of a slot in a pane")
 
 
 class _File(BaseModel):
@@ -170,9 +173,10 @@ class _File(BaseModel):
     listen: Endpoint = _expects("an address and a port, such as 127.0.0.1:9973 or [::1]:9973")
     listen_beyond_loopback: bool = _expects("true or false")
     user: User = _expects("the name of a user, such as exitprint")
+    inspect_socket: SocketPath | None = _expects("an absolute path of at most 100 characters, or null for none")
     log_format: LogFormat = _expects("auto, pretty or json")
     log_level: LogLevel = _expects("debug, info, warning or error")
-    tables: _Tables = _expects("a group of peers, pairs, destinations, ports and panes")
+    tables: _Tables = _expects("a group of peers, pairs, destinations, ports, panes and measured")
 
 
 # --- the file --------------------------------------------------------------------------------------

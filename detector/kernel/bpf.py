@@ -139,8 +139,8 @@ def batches(
 class RunTime:
     """What the kernel says of a program's runs, zeros while kernel.bpf_stats_enabled is 0."""
 
-    runs: int
-    nanoseconds: int
+    runs: int = 0
+    nanoseconds: int = 0
 
 
 def run_time(program: int) -> RunTime:

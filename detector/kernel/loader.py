@@ -21,10 +21,12 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from detector.config import Tables
 from detector.errors import ExitprintError, HostError
 from detector.kernel import bpf, btf, source
 from detector.kernel.binding import load_bcc
-from detector.kernel.tables import Sizes, set_control
+from detector.kernel.tables import macros as table_macros
+from detector.kernel.tables import set_control
 
 HOOKS = ("netfilter", "kprobe")
 MAPS = (
@@ -59,7 +61,7 @@ class Loaded:
             os.close(descriptor)
 
 
-def load(hook: str, sizes: Sizes, session_gap: float) -> Loaded:
+def load(hook: str, sizes: Tables, session_gap: float) -> Loaded:
     """Compile and attach the program in our network namespace.
 
     Args:
@@ -72,7 +74,7 @@ def load(hook: str, sizes: Sizes, session_gap: float) -> Loaded:
     """
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     request = json.dumps({"hook": hook, "sizes": asdict(sizes), "session_gap": session_gap})
-    command = [sys.executable, "-m", "detector.kernel.loader", str(theirs.fileno()), request]
+    command = [sys.executable, "-I", "-m", "detector.kernel.loader", str(theirs.fileno()), request]
     with ours:
         with theirs:
             child = subprocess.Popen(command, pass_fds=[theirs.fileno()], stdin=subprocess.DEVNULL)
@@ -97,8 +99,8 @@ def _ending(status: int) -> str:
 
 def _build(request: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
     """Compile and attach; returns the BCC object (which keeps the maps open) and the answer's parts."""
-    sizes = Sizes(**request["sizes"])
-    macros = source.offsets(conntrack_btf()) | source.draw_secret() | sizes.macros()
+    sizes = Tables(**request["sizes"])
+    macros = source.offsets(conntrack_btf()) | source.draw_secret() | table_macros(sizes)
     macros["EP_NAMESPACE"] = os.stat("/proc/self/ns/net").st_ino  # noqa: PTH116  (does not follow to a path)
     bcc = load_bcc()
     with _c_messages() as messages:

@@ -8,17 +8,15 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from enum import IntEnum
 
+from detector.config import Tables
 from detector.family import Address, Family
 from detector.kernel import bpf
 
 MAX_POOLS = 64
 MAX_TUNNELS = 256
 WAYS = 4
-# A slot's flows that are measured in one pane; see bpf/observe.h.
-MEASURED = 128
 PANE_BITS = 12
 
 SLOT_SIZE = 64
@@ -55,36 +53,17 @@ LOSSES = {
 }
 
 
-@dataclass(frozen=True, slots=True)
-class Sizes:
-    """Entries of the kernel tables.
-
-    Attributes:
-        peers: tunnel addresses (slots).
-        pairs: (slot, exit) pairs in one interval; the table is there twice.
-        destinations, ports: entries of the memories behind the contrasts, powers of two.
-        panes: panes of the window.
-        measured: flows of a slot that are measured in one pane.
-    """
-
-    peers: int = 131072
-    pairs: int = 262144
-    destinations: int = 1048576
-    ports: int = 1048576
-    panes: int = 12
-    measured: int = MEASURED
-
-    def macros(self) -> dict[str, int]:
-        """The sizes as the C source names them."""
-        return {
-            "EP_PEERS": self.peers,
-            "EP_PAIRS": self.pairs,
-            "EP_DESTINATION_BUCKETS": max(self.destinations // WAYS, 1),
-            "EP_PORT_BUCKETS": max(self.ports // WAYS, 1),
-            "EP_POOLS": MAX_POOLS,
-            "EP_PANES": self.panes,
-            "EP_MEASURED": self.measured,
-        }
+def macros(sizes: Tables) -> dict[str, int]:
+    """The sizes of the tables as the C source names them."""
+    return {
+        "EP_PEERS": sizes.peers,
+        "EP_PAIRS": sizes.pairs,
+        "EP_DESTINATION_BUCKETS": max(sizes.destinations // WAYS, 1),
+        "EP_PORT_BUCKETS": max(sizes.ports // WAYS, 1),
+        "EP_POOLS": MAX_POOLS,
+        "EP_PANES": sizes.panes,
+        "EP_MEASURED": sizes.measured,
+    }
 
 
 def set_peer(maps: Mapping[str, int], ifindex: int, address: Address, prefix_length: int, slot: int) -> None:

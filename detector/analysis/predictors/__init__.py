@@ -26,11 +26,25 @@ class Predictor:
         meaning: what decides on the exit, for people.
         predict: tunnel addresses and a pool to one exit each, or None where it does not apply. None where the
             kernel program tries it, because it needs the destination.
+        ranks: what it says of a tunnel address depends on all the others.
     """
 
     name: str
     meaning: str
     predict: Callable[[Sequence[Address], ExitPool], Prediction | None] | None
+    ranks: bool = False
+
+    def column(
+        self, tunnel_addresses: Sequence[Address], pool: ExitPool, everyone: Sequence[Address]
+    ) -> Prediction | None:
+        """What it says of each tunnel address, one of `everyone`, for one pool."""
+        if self.predict is None or not self.ranks:
+            return self.predict and self.predict(tunnel_addresses, pool)
+        said = self.predict(everyone, pool)
+        if said is None:
+            return None
+        exit_of = dict(zip(everyone, said, strict=True))
+        return [exit_of[address] for address in tunnel_addresses]
 
 
 KERNEL_DESTINATION = Predictor(
@@ -45,7 +59,7 @@ BANK = (
     Predictor(seeded_jhash.NAME, seeded_jhash.MEANING, seeded_jhash.predict),
     Predictor(netmap.NAME, netmap.MEANING, netmap.predict),
     Predictor(modulo.NAME, modulo.MEANING, modulo.predict),
-    Predictor(linear.NAME, linear.MEANING, linear.predict),
+    Predictor(linear.NAME, linear.MEANING, linear.predict, ranks=True),
 )
 
 NAMES = tuple(predictor.name for predictor in BANK)
@@ -57,13 +71,15 @@ def meaning(name: str) -> str:
 
 
 def predict(
-    tunnel_addresses: Sequence[Address], pools: Sequence[ExitPool]
+    tunnel_addresses: Sequence[Address], pools: Sequence[ExitPool], everyone: Sequence[Address] | None = None
 ) -> dict[str, list[list[Address | None]]]:
     """What each predictor of the tunnel address alone says.
 
     Args:
-        tunnel_addresses: P addresses of one family; all peers of the relay, since ranks count.
+        tunnel_addresses: P addresses of one family.
         pools: K pools of that family. A peer may be served by any of them.
+        everyone: all tunnel addresses of the relay in that family, the P among them, since ranks count; the
+            P themselves unless given.
 
     Returns:
         Per predictor that applies to at least one pool, P rows of K exits, None where it says nothing.
@@ -73,7 +89,7 @@ def predict(
     for predictor in BANK:
         if predictor.predict is None:
             continue
-        columns = [predictor.predict(tunnel_addresses, pool) for pool in pools]
+        columns = [predictor.column(tunnel_addresses, pool, everyone or tunnel_addresses) for pool in pools]
         if any(column is not None for column in columns):
             filled = [column or [None] * len(tunnel_addresses) for column in columns]
             said[predictor.name] = [list(row) for row in zip(*filled, strict=True)]

@@ -1,0 +1,255 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The aggregator: drains the kernel's counts, keeps the window, runs the analysis, and publishes the report.
+
+It runs as a user of its own, with no capability, and is never told a key or a tunnel address. Everything that
+people see is made from its `Snapshot`.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import select
+import signal
+import socket
+import sys
+import time
+from collections.abc import Mapping
+from dataclasses import replace
+from types import FrameType
+from typing import Any
+
+import structlog
+
+from detector import logs
+from detector.analysis.report import Report
+from detector.analysis.verdict import judge
+from detector.config import Config
+from detector.errors import EXIT_HOST
+from detector.family import Family
+from detector.kernel import bpf
+from detector.kernel.drain import Drained
+from detector.kernel.tables import set_control
+from detector.service import inspect, privileges, web
+from detector.service.channel import Channel, Closed, Message
+from detector.service.counting import SHAPE, KernelCounts
+from detector.service.exporter import registry
+from detector.service.memory import resident_bytes
+from detector.service.observing import PoolRanges, observe
+from detector.service.roster import Exits, Member, Roster
+from detector.service.snapshot import About, Snapshot, samples, status
+from detector.service.window import Window
+
+_log = structlog.get_logger()
+
+_LATE = 3  # intervals without a good cycle after which the service is not healthy
+
+
+class Stopped(Exception):
+    """A signal or the sensor asks us to end."""
+
+
+class Aggregator:
+    """One relay's counts and what they mean."""
+
+    def __init__(self, config: Config, maps: Mapping[str, int], channel: Channel, hook: str) -> None:
+        self._config = config
+        self._maps = maps
+        self._channel = channel
+        self._pane = 1
+        self._pools: list[PoolRanges] = []
+        self._exclusive: frozenset[Family] = frozenset()
+        self._epoch, self._epoch_since = 0, time.time()
+        self._not_understood = self._refused = self._sensor_rss = 0
+        self._waiting = ""
+        self._counts = KernelCounts(maps)
+        self._forget()
+        self._set_control()
+        self.about = About(config, hook)
+        self.snapshot = Snapshot()
+
+    def _forget(self) -> None:
+        """Begin with no evidence: a mapping that has changed says nothing of the one before."""
+        self._exits = Exits()
+        self._roster = Roster(self._exits)
+        self._window = Window(self._config.window, self._config.tables.panes, SHAPE, time.monotonic())
+
+    def _set_control(self) -> None:
+        set_control(self._maps, time.monotonic(), self._config.session_gap, self._pane)
+
+    def collect(self) -> None:
+        """Take over what the kernel counted and what the sensor says.
+
+        The order matters: drain first, then hear. Whoever was counted has been told of by then, because the
+        sensor tells of a slot before the kernel counts for it.
+
+        Raises:
+            Closed: the sensor is gone.
+        """
+        drained = self._counts.drain()
+        messages = list(self._channel.receive())
+        kinds = [message["kind"] for message in messages]
+        turn = kinds.index("rules") if "rules" in kinds else len(kinds)
+        for message in messages[:turn]:
+            self._add(message)
+        self._take(drained)
+        for index, message in enumerate(messages):
+            if index >= turn:
+                self._add(message)
+            self._hear(message)
+
+    def _take(self, drained: Drained) -> None:
+        self._window.add(self._counts.attribute(drained, self._roster, self._exits))
+        self._pane += self._window.turn(time.monotonic())
+        self._set_control()
+
+    def _add(self, message: Message) -> None:
+        self._roster.add([_member(row) for row in message.get("added", ())])
+
+    def _hear(self, message: Message) -> None:
+        self._sensor_rss = message.get("rss", self._sensor_rss)
+        if message["kind"] == "peers":
+            self._refused = message["refused"]
+            self._retire(message["retired"])
+        elif message["kind"] == "rules":
+            self._begin_epoch(message)
+        elif message["kind"] == "state":
+            self._waiting = message["waiting"]
+        elif message["kind"] == "stop":
+            raise Stopped
+
+    def _retire(self, slots: list[int]) -> None:
+        """The kernel counts for these slots no more: take the last counts over and let the slots go."""
+        if slots:
+            self._take(self._counts.drain())
+            self._roster.retire(slots)
+            self._counts.release(slots)
+            self._channel.send({"kind": "released", "slots": slots})
+
+    def _begin_epoch(self, message: Message) -> None:
+        """The rules have changed; what was counted until now is the old mapping's."""
+        self._take(self._counts.drain())
+        self._forget()
+        self._pane += self._config.tables.panes  # so that the kernel's memories hold nothing that is current
+        self._set_control()
+        self._epoch, self._epoch_since = message["epoch"], time.time()
+        self._not_understood = message["not_understood"]
+        self._exclusive = frozenset(map(Family, message["exclusive"]))
+        self._pools = [PoolRanges.of(told) for told in message["pools"]]
+
+    def cycle(self) -> None:
+        """Collect, judge, publish.
+
+        Raises:
+            Closed: the sensor is gone.
+        """
+        started = time.monotonic()
+        self.collect()
+        collected = time.monotonic()
+        counts = self._window.total()
+        observed = [
+            observe(
+                family, counts, self._roster, self._exits, self._pools, exclusive=family in self._exclusive
+            )
+            for family in Family
+        ]
+        report = judge([one.observation for one in observed])
+        judged = time.monotonic()
+        self._publish(report, {"collect": collected - started, "judge": judged - collected})
+
+    def _publish(self, report: Report, durations: Mapping[str, float]) -> None:
+        before = self.snapshot
+        since = before.since if before.report and before.report.verdict is report.verdict else time.time()
+        self.snapshot = Snapshot(
+            report=report,
+            since=since,
+            made=time.time(),
+            cycles=before.cycles + 1,
+            failures=before.failures,
+            durations=durations,
+            outcomes=self._counts.outcomes(),
+            drained_rows=self._counts.drained_rows,
+            fill={"pairs": self._counts.last_drained, "peers": self._roster.present},
+            refused_peers=self._refused,
+            resident={"sensor": self._sensor_rss, "aggregator": resident_bytes()},
+            run_time=bpf.run_time(self._maps["program"]),
+            epoch=self._epoch,
+            epoch_since=self._epoch_since,
+            not_understood=self._not_understood,
+            waiting=self._waiting,
+        )
+
+    def failed(self) -> None:
+        """A cycle did not make a report; the one before stands, and grows old."""
+        self.snapshot = replace(self.snapshot, failures=self.snapshot.failures + 1)
+
+    def healthy(self) -> web.State:
+        """Whether reports are being made."""
+        age = time.time() - self.snapshot.made
+        late = age > _LATE * self._config.interval + _LATE
+        return not late, f"the last report is {age:.0f} s old"
+
+    def ready(self) -> web.State:
+        """Whether there is a report and nothing is waited for."""
+        if self.snapshot.report is None or not self.snapshot.epoch:
+            return False, "no report yet"
+        return not self.snapshot.waiting, self.snapshot.waiting or "watching"
+
+
+def _member(row: list[Any]) -> Member:
+    slot, family, wide, pseudonym, predictions = row
+    return Member(slot, Family(family), wide, pseudonym, predictions)
+
+
+def _stop(_number: int, _frame: FrameType | None) -> None:
+    raise Stopped
+
+
+def main(descriptor: int) -> int:
+    """Run until a signal or until the sensor ends; returns the exit status."""
+    with os.fdopen(descriptor) as file:
+        spec = json.load(file)
+    config = Config.from_json(spec["config"])
+    logs.configure("aggregator", config.log_format, config.log_level)
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, _stop)
+    privileges.become(spec["user"])
+    privileges.never_dump()
+    privileges.die_with_parent()
+    channel = Channel(socket.socket(fileno=spec["channel"]), "sensor")
+    aggregator = Aggregator(config, spec["maps"], channel, spec["hook"])
+    pages = web.Pages(
+        registry(lambda: samples(aggregator.snapshot, aggregator.about)), aggregator.healthy, aggregator.ready
+    )
+    web.serve(socket.socket(fileno=spec["listener"]), pages)
+    if spec["inspect"] is not None:
+        answers = {"status": lambda: status(aggregator.snapshot, aggregator.about)}
+        inspect.serve(socket.socket(fileno=spec["inspect"]), answers)
+    try:
+        _loop(aggregator, channel, config.interval)
+    except Stopped:
+        return 0
+    except Closed as closed:
+        _log.error("the service ends", reason=closed.what)
+    return EXIT_HOST
+
+
+def _loop(aggregator: Aggregator, channel: Channel, interval: float) -> None:
+    following = time.monotonic()
+    while True:
+        try:
+            aggregator.cycle()
+        except (Closed, Stopped):
+            raise
+        except Exception:
+            # A fault in one cycle must not end the watch; the report grows old and the alert says so.
+            aggregator.failed()
+            _log.error("a cycle failed", exc_info=True)
+        following = max(following + interval, time.monotonic())
+        while (left := following - time.monotonic()) > 0:
+            if select.select([channel], [], [], left)[0]:
+                aggregator.collect()
+
+
+if __name__ == "__main__":
+    sys.exit(main(int(sys.argv[1])))

@@ -1,0 +1,95 @@
+# SPDX-License-Identifier: Apache-2.0
+"""From the kernel's tables to what was counted since the last look, by row of the roster."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+
+import numpy as np
+from numpy.typing import NDArray
+
+from detector.family import Family
+from detector.kernel.drain import SLOT, Drained, PairTables, clear_slot, read_outcomes, read_slots
+from detector.kernel.tables import FAMILIES, Outcome
+from detector.service.columns import Columns
+from detector.service.roster import NOBODY, Exits, Roster
+from detector.service.window import PAIR_COUNTS, TRIAL_COUNTS, Counts
+
+SHAPE = (len(FAMILIES), len(Outcome))
+_EXIT_BITS = np.uint64(32)
+# Kernel: expected hits in units of 2^-24; here 2^-16, so that a window's sum fits 32 bits.
+_EXPECTED_SHIFT = np.uint64(8)
+EXPECTED_UNIT = 1 << 16
+
+_KERNEL_TRIALS = (*TRIAL_COUNTS[:-1], "destination_expected")
+
+
+class KernelCounts:
+    """Differences between two looks at the kernel's tables."""
+
+    def __init__(self, maps: Mapping[str, int]) -> None:
+        self._maps = maps
+        self._tables = PairTables(maps)
+        self._slots = np.zeros(0, SLOT)
+        self._outcomes = np.zeros(SHAPE, np.int64)
+        self.drained_rows = 0
+        self.last_drained = 0
+
+    def outcomes(self) -> dict[tuple[Family, Outcome], int]:
+        """Flows by what became of them, since the start."""
+        return {
+            (family, outcome): int(self._outcomes[index, outcome])
+            for index, family in enumerate(FAMILIES)
+            for outcome in Outcome
+        }
+
+    def drain(self) -> Drained:
+        """Empty the kernel's table of pairs; what comes back has not been attributed yet."""
+        drained = self._tables.drain()
+        self.last_drained = len(drained.pairs)
+        self.drained_rows += self.last_drained
+        return drained
+
+    def attribute(self, drained: Drained, roster: Roster, exits: Exits) -> Counts:
+        """Put what was drained, and the growth of trials and outcomes, under the rows of the roster.
+
+        The sensor tells of a slot before the kernel counts for it, so after all messages are read each slot
+        is known.
+        """
+        return Counts(_pairs(drained, roster, exits), self._trials(roster), self._outcome_growth())
+
+    def _trials(self, roster: Roster) -> Columns:
+        now = read_slots(self._maps, roster.slots)
+        before = np.zeros(len(now), SLOT)
+        both = min(len(now), len(self._slots))
+        before[:both] = self._slots[:both]
+        self._slots = now
+        growth = np.stack([now[name] - before[name] for name in _KERNEL_TRIALS[:-1]], axis=1)
+        expected = (now["destination_expected"] - before["destination_expected"]) >> _EXPECTED_SHIFT
+        counts = np.concatenate([growth, expected.astype(np.uint32)[:, None]], axis=1)
+        rows = roster.rows_of(np.arange(len(now)))
+        grown = (rows != NOBODY) & growth.any(axis=1)
+        return Columns.of(rows[grown].astype(np.uint64), counts[grown])
+
+    def _outcome_growth(self) -> NDArray[np.int64]:
+        now = np.zeros(SHAPE, np.int64)
+        for (family, outcome), count in read_outcomes(self._maps).items():
+            now[FAMILIES.index(family), outcome] = count
+        growth = now - self._outcomes
+        self._outcomes = now
+        return growth
+
+    def release(self, slots: Iterable[int]) -> None:
+        """Clear slots that nobody is counted for any more, so that they can be used again."""
+        for slot in slots:
+            clear_slot(self._maps, slot)
+            if slot < len(self._slots):
+                self._slots = self._slots.copy()
+                self._slots[slot] = np.zeros((), SLOT)
+
+
+def _pairs(drained: Drained, roster: Roster, exits: Exits) -> Columns:
+    rows = roster.rows_of(drained.pairs["slot"])
+    known = rows != NOBODY
+    keys = rows[known].astype(np.uint64) << _EXIT_BITS | exits.numbers(drained.pairs["exit"][known])
+    return Columns.of(keys, drained.counts[known].view(np.uint32).reshape(-1, len(PAIR_COUNTS)))

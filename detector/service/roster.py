@@ -1,0 +1,168 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The peers as the aggregator knows them: rows with a pseudonym and predicted exits, and nothing else.
+
+A row is one stay of one tunnel address in a slot of the kernel tables. Slots are used again; rows never are,
+so the evidence of two peers cannot mix.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from ipaddress import ip_address
+
+import numpy as np
+from numpy.typing import NDArray
+
+from detector.family import Address, Family, pack, unpack
+
+NOBODY = -1
+
+
+@dataclass(frozen=True, slots=True)
+class Member:
+    """What the sensor says of a slot.
+
+    Attributes:
+        wide: it is a network of tunnel addresses, so it is counted and not judged.
+        predictions: per predictor, one exit (or None) for each pool of the family.
+    """
+
+    slot: int
+    family: Family
+    wide: bool
+    pseudonym: str
+    predictions: Mapping[str, Sequence[str | None]]
+
+
+class Exits:
+    """Exit addresses by number, in the order in which they were met."""
+
+    def __init__(self) -> None:
+        self._number: dict[bytes, int] = {}
+
+    def number(self, packed: bytes) -> int:
+        """The number of an exit, given as 16 bytes."""
+        return self._number.setdefault(packed, len(self._number))
+
+    def numbers(self, packed: NDArray[np.void]) -> NDArray[np.uint64]:
+        """The numbers of many: shape (n,), 16 bytes each."""
+        words = np.ascontiguousarray(packed).view(np.uint64).reshape(-1, 2)
+        high, low = np.unique(words[:, 0], sorted=False), np.unique(words[:, 1], sorted=False)
+        high.sort()
+        low.sort()
+        # There are few exits for many pairs: find each word among the few instead of sorting the many.
+        code = np.searchsorted(high, words[:, 0]) * len(low) + np.searchsorted(low, words[:, 1])
+        number_of = np.zeros(len(high) * len(low), np.uint64)
+        for one in np.unique(code, sorted=False):
+            pair = np.array([high[one // len(low)], low[one % len(low)]])
+            number_of[one] = self.number(pair.tobytes())
+        numbers: NDArray[np.uint64] = number_of[code]
+        return numbers
+
+    def addresses(self) -> list[Address]:
+        """Every exit that was met, by number."""
+        return [unpack(packed) for packed in self._number]
+
+
+class Roster:
+    """Rows, and which slot stands for which of them now."""
+
+    def __init__(self, exits: Exits) -> None:
+        self._exits = exits
+        self._row_of_slot = np.full(1024, NOBODY, np.int64)
+        self._family = np.empty(0, np.uint8)
+        self._wide = np.empty(0, np.bool_)
+        self._present = np.empty(0, np.bool_)
+        self._pseudonym = np.empty(0, "S24")
+        self._predicted: dict[str, NDArray[np.int32]] = {}
+
+    @property
+    def rows(self) -> int:
+        """How many rows there have been."""
+        return len(self._family)
+
+    @property
+    def slots(self) -> int:
+        """One more than the highest slot that stands for somebody."""
+        used = np.flatnonzero(self._row_of_slot != NOBODY)
+        return int(used[-1]) + 1 if len(used) else 0
+
+    @property
+    def present(self) -> int:
+        """How many slots stand for somebody."""
+        return int(self._present.sum())
+
+    def add(self, members: Sequence[Member]) -> None:
+        """Take up slots; a slot that is taken already gets a new row."""
+        if not members:
+            return
+        first, count = self.rows, len(members)
+        slots = np.array([one.slot for one in members])
+        self._make_room(int(slots.max()) + 1)
+        self._row_of_slot[slots] = np.arange(first, first + count)
+        families = list(Family)
+        self._family = np.append(
+            self._family, np.array([families.index(one.family) for one in members], np.uint8)
+        )
+        self._wide = np.append(self._wide, np.array([one.wide for one in members], np.bool_))
+        self._present = np.append(self._present, np.ones(count, np.bool_))
+        self._pseudonym = np.append(self._pseudonym, np.array([one.pseudonym for one in members], "S24"))
+        self._add_predictions(first, members)
+
+    def _make_room(self, slots: int) -> None:
+        if slots > len(self._row_of_slot):
+            grown = np.full(max(slots, 2 * len(self._row_of_slot)), NOBODY, np.int64)
+            grown[: len(self._row_of_slot)] = self._row_of_slot
+            self._row_of_slot = grown
+
+    def _add_predictions(self, first: int, members: Sequence[Member]) -> None:
+        names = {name for one in members for name in one.predictions} | set(self._predicted)
+        for name in names:
+            said = [one.predictions.get(name, ()) for one in members]
+            before = self._predicted.get(name, np.empty((first, 0), np.int32))
+            pools = max(before.shape[1], *(len(row) for row in said))
+            table = np.full((first + len(members), pools), NOBODY, np.int32)
+            table[:first, : before.shape[1]] = before
+            for row, exits in enumerate(said, first):
+                table[row, : len(exits)] = [self._known(text) for text in exits]
+            self._predicted[name] = table
+
+    def _known(self, text: str | None) -> int:
+        return NOBODY if text is None else self._exits.number(pack(ip_address(text)))
+
+    def retire(self, slots: Iterable[int]) -> None:
+        """These slots stand for nobody from now on; their rows keep their evidence."""
+        for slot in slots:
+            if self._row_of_slot[slot] != NOBODY:
+                self._present[self._row_of_slot[slot]] = False
+                self._row_of_slot[slot] = NOBODY
+
+    def rows_of(self, slots: NDArray[np.integer]) -> NDArray[np.int64]:
+        """The row of each slot, `NOBODY` where there is none."""
+        known = slots < len(self._row_of_slot)
+        return np.where(known, self._row_of_slot[np.where(known, slots, 0)], NOBODY)
+
+    def select(self, family: Family, seen: NDArray[np.integer]) -> NDArray[np.int64]:
+        """The rows of a family that are present or have evidence.
+
+        Args:
+            family: which.
+            seen: rows with evidence in the window, in any order.
+        """
+        wanted = self._present.copy()
+        wanted[seen] = True
+        return np.flatnonzero(wanted & (self._family == list(Family).index(family)))
+
+    def wide(self, rows: NDArray[np.integer]) -> NDArray[np.bool_]:
+        """Which of these rows are networks."""
+        wide: NDArray[np.bool_] = self._wide[rows]
+        return wide
+
+    def predicted(self, rows: NDArray[np.integer]) -> dict[str, NDArray[np.int32]]:
+        """Per predictor, shape (rows, pools): exit numbers, `NOBODY` for none."""
+        return {name: table[rows] for name, table in self._predicted.items()}
+
+    def pseudonyms(self, rows: NDArray[np.integer]) -> list[str]:
+        """The names that people see."""
+        return [name.decode() for name in self._pseudonym[rows]]

@@ -1,0 +1,252 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The sensor: the one process that knows peers. It listens on nothing and keeps CAP_NET_ADMIN alone.
+
+It reads WireGuard and the NAT rules, keeps the kernel's tables of tunnel addresses and pools current, and
+tells the aggregator slots, pseudonyms and predicted exits. It is the service's main process: `start` becomes
+it, and the aggregator is its child.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import socket
+import sys
+import time
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from types import FrameType
+from typing import Any
+
+import structlog
+
+from detector import logs
+from detector.config import Config
+from detector.errors import EXIT_HOST, ExitprintError
+from detector.kernel import tables
+from detector.peers.model import Snapshot
+from detector.peers.read import read_peers
+from detector.peers.slots import Changes, Slot, SlotTable
+from detector.service import privileges
+from detector.service.channel import Channel, Closed
+from detector.service.mapping import Mapping as NatMapping
+from detector.service.mapping import read_mapping
+from detector.service.memory import resident_bytes
+from detector.service.watch import Told
+
+_log = structlog.get_logger()
+
+_ACCESS = "the peers of the WireGuard interface"
+_PATIENCE = 1.5  # seconds that the aggregator has to end by itself
+
+
+@dataclass(frozen=True, slots=True)
+class Spec:
+    """What `start` hands over.
+
+    Attributes:
+        maps: descriptors of the kernel tables that the sensor writes.
+        channel: descriptor of the socket to the aggregator.
+        aggregator: its process number.
+    """
+
+    config: Config
+    maps: Mapping[str, int]
+    channel: int
+    aggregator: int
+
+
+class Sensor:
+    """Follows WireGuard and the rules."""
+
+    def __init__(self, config: Config, maps: Mapping[str, int], channel: Channel) -> None:
+        self._config = config
+        self._maps = maps
+        self._channel = channel
+        self._slots = SlotTable(config.tables.peers)
+        self._written: dict[int, Slot] = {}
+        self._tunnels: frozenset[int] = frozenset()
+        self._mapping = NatMapping.nothing()
+        self._epoch = 0
+        self._told = Told()
+
+    def step(self) -> None:
+        """Look once at everything and pass on what has changed.
+
+        Raises:
+            Closed: the aggregator is gone.
+        """
+        waiting = self._follow_rules() or ""
+        waiting = self._follow_peers() or waiting
+        self._channel.send({"kind": "state", "waiting": waiting, "rss": resident_bytes()})
+
+    def hear(self, wait: float) -> None:
+        """Listen to the aggregator for so many seconds.
+
+        Raises:
+            Closed: it is gone.
+        """
+        for message in self._channel.receive(wait):
+            if message["kind"] == "released":
+                self._slots.release(message["slots"])
+
+    def _follow_rules(self) -> str | None:
+        try:
+            mapping = read_mapping(self._config)
+        except ExitprintError as error:
+            # What was known of the rules still stands: a tool that fails once is no change of the rules.
+            self._told.tell("rules", "the NAT rules cannot be read", error)
+            return str(error)
+        self._told.clear("rules")
+        if self._epoch and mapping.identity == self._mapping.identity:
+            return None
+        self._epoch += 1
+        self._mapping = mapping
+        unfit = tables.set_pools(self._maps, mapping.ranges)
+        if unfit:
+            _log.warning("more exit ranges than the kernel program predicts for", left_out=unfit)
+        for where, reason in mapping.not_understood:
+            _log.warning("a rule about source NAT is not understood", where=where, reason=reason)
+        _log.info("nat rules read", epoch=self._epoch, rules=mapping.rules, pools=len(mapping.pools))
+        self._channel.send({"kind": "rules", "epoch": self._epoch, **mapping.as_message()})
+        self._tell_peers(self._slots.slots(), (), 0)
+        return None
+
+    def _follow_peers(self) -> str | None:
+        try:
+            snapshot = read_peers(self._config.wireguard)
+        except ExitprintError as error:
+            self._told.tell("peers", "the WireGuard interfaces cannot be listed", error)
+            return str(error)
+        self._tell_interfaces(snapshot)
+        self._write_tunnels(snapshot)
+        changes = self._slots.update(snapshot)
+        if changes.refused:
+            self._told.tell(
+                "slots", "more tunnel addresses than tables.peers has room for", None, changes.refused
+            )
+        else:
+            self._told.clear("slots")
+        self._apply(changes)
+        return str(snapshot.waiting) if snapshot.waiting else None
+
+    def _tell_interfaces(self, snapshot: Snapshot) -> None:
+        self._told.clear("peers")
+        if snapshot.waiting:
+            self._told.tell("waiting", "waiting for WireGuard", snapshot.waiting)
+        else:
+            self._told.clear("waiting")
+        for name, error in snapshot.unread.items():
+            self._told.tell(
+                f"interface {name}", f"{_ACCESS} {name} cannot be read; what was known stands", error
+            )
+        for part in snapshot.interfaces:
+            self._told.clear(f"interface {part.interface.name}")
+
+    def _write_tunnels(self, snapshot: Snapshot) -> None:
+        current = frozenset(part.interface.ifindex for part in snapshot.interfaces)
+        if snapshot.unread:
+            current |= self._tunnels
+        for ifindex in current - self._tunnels:
+            tables.set_tunnel(self._maps, ifindex)
+        for ifindex in self._tunnels - current:
+            tables.remove_tunnel(self._maps, ifindex)
+        self._tunnels = current
+
+    def _apply(self, changes: Changes) -> None:
+        """Retire before adding: an address may be in both. The aggregator hears of it before it counts."""
+        for slot in (*changes.retired, *changes.moved):
+            self._erase(slot.number)
+        if changes.added or changes.retired:
+            self._tell_peers(changes.added, [slot.number for slot in changes.retired], changes.refused)
+            _log.info(
+                "peers changed", added=len(changes.added), removed=len(changes.retired), now=len(self._slots)
+            )
+        for slot in (*changes.added, *changes.moved):
+            tables.set_peer(self._maps, slot.ifindex, slot.allowed.address, slot.allowed.prefix, slot.number)
+            self._written[slot.number] = slot
+
+    def _erase(self, number: int) -> None:
+        slot = self._written.pop(number)
+        tables.remove_peer(self._maps, slot.ifindex, slot.allowed.address, slot.allowed.prefix)
+
+    def _tell_peers(self, added: Iterable[Slot], retired: Iterable[int], refused: int) -> None:
+        added = list(added)
+        everyone = [slot.allowed.address for slot in self._slots.slots() if not slot.allowed.wide]
+        predictions = self._mapping.predict([slot.allowed for slot in added], everyone)
+        rows: list[list[Any]] = [
+            [slot.number, slot.allowed.family, slot.allowed.wide, slot.pseudonym, said]
+            for slot, said in zip(added, predictions, strict=True)
+        ]
+        self._channel.send(
+            {
+                "kind": "peers",
+                "added": rows,
+                "retired": list(retired),
+                "refused": refused,
+                "rss": resident_bytes(),
+            }
+        )
+
+
+class _Stopped(Exception):
+    """A signal asked us to end."""
+
+
+def _stop(_number: int, _frame: FrameType | None) -> None:
+    raise _Stopped
+
+
+def main(descriptor: int) -> int:
+    """Run until a signal or until the aggregator ends; returns the exit status."""
+    with os.fdopen(descriptor) as file:
+        raw = json.load(file)
+    spec = Spec(Config.from_json(raw["config"]), raw["maps"], raw["channel"], raw["aggregator"])
+    logs.configure("sensor", spec.config.log_format, spec.config.log_level)
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, _stop)
+    privileges.never_dump()
+    privileges.keep_only([privileges.CAP_NET_ADMIN])
+    channel = Channel(socket.socket(fileno=spec.channel), "aggregator")
+    sensor = Sensor(spec.config, spec.maps, channel)
+    try:
+        _loop(sensor, spec.config.interval)
+    except _Stopped:
+        _log.info("stopping")
+        return _end_aggregator(spec.aggregator, channel)
+    except Closed as closed:
+        status = _end_aggregator(spec.aggregator, channel)
+        _log.error("the service ends", reason=closed.what, aggregator_status=status)
+    return EXIT_HOST
+
+
+def _loop(sensor: Sensor, interval: float) -> None:
+    following = time.monotonic()
+    while True:
+        sensor.step()
+        following = max(following + interval, time.monotonic())
+        while (left := following - time.monotonic()) > 0:
+            sensor.hear(left)
+
+
+def _end_aggregator(process: int, channel: Channel) -> int:
+    """Ask the aggregator to end; one that does not is killed by the kernel when we have ended.
+
+    Returns:
+        Its exit status: negative for a signal, 0 where it is still there.
+    """
+    with contextlib.suppress(Closed):
+        channel.send({"kind": "stop"})
+    limit = time.monotonic() + _PATIENCE
+    while time.monotonic() < limit:
+        done, status = os.waitpid(process, os.WNOHANG)
+        if done:
+            return os.waitstatus_to_exitcode(status)
+        time.sleep(0.01)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(int(sys.argv[1])))

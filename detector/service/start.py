@@ -1,0 +1,156 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`exitprint run` with root's rights: load the kernel program, start the aggregator, become the sensor.
+
+Nothing of this process's memory stays: the sensor is a new program under the same process number.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import pwd
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any, NoReturn
+
+import structlog
+
+from detector import logs
+from detector.config import Config
+from detector.errors import HostError, UsageError
+from detector.kernel.loader import Loaded, load
+from detector.service import inspect
+from detector.service.web import listen
+
+_log = structlog.get_logger()
+
+_CONNTRACK = Path("/proc/sys/net/netfilter/nf_conntrack_max")
+_FALLBACK_USER = "nobody"
+_PATIENCE = 1.0  # seconds between two looks at what is waited for
+
+# -I: neither the environment nor the current folder decides what a process of root's imports.
+PYTHON = (sys.executable, "-I", "-m")
+
+_SENSOR_MAPS = ("peers", "networks4", "networks6", "tunnels", "pools", "link0", "link1")
+_AGGREGATOR_MAPS = ("pairs", "pairs_a", "pairs_b", "slots", "controls", "outcomes", "program")
+
+
+def run(config: Config) -> NoReturn:
+    """Run the service; the caller's process becomes its sensor.
+
+    Raises:
+        ExitprintError: it cannot be started here; nothing is left behind.
+    """
+    logs.configure("start", config.log_format, config.log_level)
+    if os.geteuid() != 0:
+        raise HostError("the service is to be started by root", "it gives that up as soon as it has started")
+    user = _user(config.user)
+    # Before the namespace is entered: whoever scrapes is where we were started.
+    listener = listen(config.listen)
+    inspector = inspect.listen(Path(config.inspect_socket)) if config.inspect_socket else None
+    _enter_namespace(config)
+    _wait_for_conntrack()
+    loaded = load(config.hook, config.tables, config.session_gap)
+    for hook, reason in loaded.refused.items():
+        _log.info("hook refused", hook=hook, reason=reason)
+    _log.info("kernel program attached", hook=loaded.hook)
+    ours, theirs = socket.socketpair()
+    aggregator = _start_aggregator(config, user, loaded, theirs, (listener, inspector))
+    for end in (theirs, listener, inspector):
+        if end:
+            end.close()
+    _become_sensor(config, loaded, ours, aggregator)
+
+
+def _enter_namespace(config: Config) -> None:
+    path = config.namespace_path
+    if path is None:
+        return
+    from pyroute2 import netns  # noqa: PLC0415  (20 MB that only this case needs)
+
+    try:
+        netns.setns(str(path))
+    except (OSError, ValueError) as error:
+        raise UsageError(
+            f"network_namespace: {config.network_namespace!r} cannot be entered ({type(error).__name__})",
+            "see the names with: ip netns list",
+        ) from error
+
+
+def _user(name: str) -> str:
+    """The user to run the aggregator as: the one that is wanted, or nobody."""
+    for candidate in (name, _FALLBACK_USER):
+        try:
+            pwd.getpwnam(candidate)
+        except KeyError:
+            _log.warning("no such user", user=candidate, instead=_FALLBACK_USER)
+            continue
+        return candidate
+    raise HostError(f"there is no user {name}", f"make one with: useradd --system --no-create-home {name}")
+
+
+def _wait_for_conntrack() -> None:
+    """Wait until connection tracking is in the kernel: loading modules is not ours to do."""
+    if _CONNTRACK.exists():
+        return
+    _log.warning("waiting for conntrack", mend="modprobe nf_conntrack, or load a NAT rule")
+    while not _CONNTRACK.exists():
+        time.sleep(_PATIENCE)
+    _log.info("conntrack is there")
+
+
+def _spec(**parts: Any) -> int:
+    """The descriptor of a file in memory that holds what the other process is to know."""
+    descriptor = os.memfd_create("exitprint", 0)
+    os.write(descriptor, json.dumps(parts).encode())
+    os.lseek(descriptor, 0, os.SEEK_SET)
+    return descriptor
+
+
+def _chosen(loaded: Loaded, names: tuple[str, ...]) -> dict[str, int]:
+    return {name: loaded.descriptors[name] for name in names if name in loaded.descriptors}
+
+
+def _start_aggregator(
+    config: Config,
+    user: str,
+    loaded: Loaded,
+    channel: socket.socket,
+    listeners: tuple[socket.socket, socket.socket | None],
+) -> int:
+    maps = _chosen(loaded, _AGGREGATOR_MAPS)
+    listener, inspector = (end.fileno() if end else None for end in listeners)
+    spec = _spec(
+        config=config.to_json(),
+        maps=maps,
+        channel=channel.fileno(),
+        listener=listener,
+        inspect=inspector,
+        user=user,
+        hook=loaded.hook,
+    )
+    passed = [
+        spec,
+        channel.fileno(),
+        *(end for end in (listener, inspector) if end is not None),
+        *maps.values(),
+    ]
+    command = [*PYTHON, "detector.service.aggregator", str(spec)]
+    child = subprocess.Popen(command, pass_fds=passed, stdin=subprocess.DEVNULL)
+    os.close(spec)
+    return child.pid
+
+
+def _become_sensor(config: Config, loaded: Loaded, channel: socket.socket, aggregator: int) -> NoReturn:
+    maps = _chosen(loaded, _SENSOR_MAPS)
+    spec = _spec(config=config.to_json(), maps=maps, channel=channel.fileno(), aggregator=aggregator)
+    for descriptor in (spec, channel.fileno(), *maps.values()):
+        os.set_inheritable(descriptor, True)
+    sys.stderr.flush()
+    os.execv(sys.executable, [*PYTHON, "detector.service.sensor", str(spec)])  # noqa: S606
+
+
+__all__ = ["run"]

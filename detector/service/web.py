@@ -1,0 +1,132 @@
+# SPDX-License-Identifier: Apache-2.0
+"""HTTP: /metrics, /-/healthy and /-/ready, in threads beside the aggregator's cycle."""
+
+from __future__ import annotations
+
+import socket
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+from http import HTTPStatus
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from urllib.parse import urlsplit
+
+from prometheus_client.exposition import choose_encoder
+from prometheus_client.registry import CollectorRegistry
+
+from detector import __version__
+from detector.config import Listen
+from detector.errors import HostError
+
+_TIMEOUT = 10  # seconds that a client may take to say something
+_MAX_CONNECTIONS = 128
+
+# What a page says, and whether it is good news.
+State = tuple[bool, str]
+
+
+@dataclass(frozen=True, slots=True)
+class Pages:
+    """What is served.
+
+    Attributes:
+        metrics: the registry behind /metrics.
+        healthy, ready: what /-/healthy and /-/ready say.
+    """
+
+    metrics: CollectorRegistry
+    healthy: Callable[[], State]
+    ready: Callable[[], State]
+
+
+def listen(where: Listen) -> socket.socket:
+    """A listening socket.
+
+    Raises:
+        HostError: the address cannot be had.
+    """
+    family = socket.AF_INET6 if ":" in where.host else socket.AF_INET
+    try:
+        return socket.create_server((where.host, where.port), family=family, backlog=_MAX_CONNECTIONS)
+    except OSError as error:
+        reason = (error.strerror or str(error)).lower()
+        raise HostError(
+            f"cannot listen on {where}: {reason}", "choose another address with the key listen"
+        ) from error
+
+
+def serve(listener: socket.socket, pages: Pages) -> ThreadingHTTPServer:
+    """Answer in the background until the server is shut down."""
+    server = _Server(listener, pages)
+    threading.Thread(target=server.serve_forever, name="http", daemon=True).start()
+    return server
+
+
+class _Server(ThreadingHTTPServer):
+    daemon_threads = True
+
+    def __init__(self, listener: socket.socket, pages: Pages) -> None:
+        super().__init__(listener.getsockname()[:2], _Handler, bind_and_activate=False)
+        self.socket.close()
+        self.socket = listener
+        self.pages = pages
+        self._places = threading.BoundedSemaphore(_MAX_CONNECTIONS)
+
+    def process_request(self, request: object, client_address: object) -> None:
+        """A thread for each connection, up to a number that cannot exhaust the relay."""
+        if not self._places.acquire(blocking=False):
+            self.shutdown_request(request)  # type: ignore[arg-type]
+            return
+        super().process_request(request, client_address)  # type: ignore[arg-type]
+
+    def process_request_thread(self, request: object, client_address: object) -> None:
+        """Give the place back when the connection ends."""
+        try:
+            super().process_request_thread(request, client_address)  # type: ignore[arg-type]
+        finally:
+            self._places.release()
+
+    def handle_error(self, request: object, client_address: object) -> None:
+        """A client that goes away in the middle is no news, and its address is nobody's business."""
+
+
+class _Handler(BaseHTTPRequestHandler):
+    server: _Server
+    timeout = _TIMEOUT
+    server_version = f"exitprint/{__version__}"
+    sys_version = ""
+    protocol_version = "HTTP/1.1"
+
+    def do_GET(self) -> None:
+        pages = self.server.pages
+        match urlsplit(self.path).path:
+            case "/metrics":
+                encode, kind = choose_encoder(self.headers.get("Accept", ""))
+                self._answer(HTTPStatus.OK, encode(pages.metrics), kind)
+            case "/-/healthy":
+                self._state(pages.healthy())
+            case "/-/ready":
+                self._state(pages.ready())
+            case _:
+                self._text(HTTPStatus.NOT_FOUND, "not here; there are /metrics, /-/healthy and /-/ready")
+
+    do_HEAD = do_GET  # noqa: N815  (the base class looks for this name)
+
+    def _state(self, state: State) -> None:
+        good, text = state
+        self._text(HTTPStatus.OK if good else HTTPStatus.SERVICE_UNAVAILABLE, text)
+
+    def _text(self, status: HTTPStatus, text: str) -> None:
+        self._answer(status, f"{text}\n".encode(), "text/plain; charset=utf-8")
+
+    def _answer(self, status: HTTPStatus, body: bytes, kind: str) -> None:
+        self.send_response(status)
+        self.send_header("Content-Type", kind)
+        self.send_header("Content-Length", str(len(body)))
+        self.send_header("Cache-Control", "no-store")
+        self.end_headers()
+        if self.command != "HEAD":
+            self.wfile.write(body)
+
+    def log_message(self, format: str, *args: object) -> None:  # noqa: A002  (the base class names it so)
+        """Who asks for what is not written down."""
