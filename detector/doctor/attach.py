@@ -6,22 +6,29 @@ from __future__ import annotations
 import os
 
 from detector.config import Tables
-from detector.doctor.check import Finding, Host, ok
-from detector.doctor.kernel import hooks_by_symbols
+from detector.doctor.check import Finding, Host, fail, ok
+from detector.doctor.kernel import STOCK_KERNEL, hooks_by_symbols
+from detector.doctor.network import conntrack_is_loaded
+from detector.errors import HostError
 from detector.kernel.loader import load
 
 _TINY = Tables(peers=16, pairs=16, destinations=16, ports=16, panes=2)
 
 
 def hooks(host: Host) -> Finding:
-    """The hook that the service would use, and why another one was refused. Without root it is a guess.
-
-    Raises:
-        HostError: none can be attached, for the reasons that it names.
-    """
+    """The hook that the service would use, and why another one was refused. Without root it is a guess."""
     if os.geteuid():
         return hooks_by_symbols(host)
-    loaded = load(host.config.hook, _TINY, host.config.session_gap)
+    try:
+        loaded = load(host.config.hook, _TINY, host.config.session_gap)
+    except HostError as error:
+        return fail(error.what, _mend(host, error))
     loaded.close()
     refused = "".join(f"; {hook} would not do: {reason}" for hook, reason in loaded.refused.items())
     return ok(f"{loaded.hook} would be used{refused}")
+
+
+def _mend(host: Host, error: HostError) -> str:
+    if not conntrack_is_loaded(host):
+        return "modprobe nf_conntrack && exitprint doctor"
+    return STOCK_KERNEL if "doctor" in error.hint else error.hint or STOCK_KERNEL

@@ -13,13 +13,13 @@ _CAPABILITIES = {
     "CAP_NET_ADMIN": 12,
     "CAP_SYS_ADMIN": 21,
 }
-_STOCK = "boot the distribution's kernel: apt install linux-image-$(dpkg --print-architecture)"
+STOCK_KERNEL = "boot the distribution's kernel: apt install linux-image-$(dpkg --print-architecture)"
 
 
 def btf(host: Host) -> Finding:
     """The kernel describes its types, so that nothing has to be compiled against headers."""
     if not host.has("sys/kernel/btf/vmlinux"):
-        return fail("no /sys/kernel/btf/vmlinux (CONFIG_DEBUG_INFO_BTF)", _STOCK)
+        return fail("no /sys/kernel/btf/vmlinux (CONFIG_DEBUG_INFO_BTF)", STOCK_KERNEL)
     return ok("/sys/kernel/btf/vmlinux")
 
 
@@ -38,7 +38,9 @@ def hooks_by_symbols(host: Host) -> Finding:
         return fail(
             "kprobes are there, conntrack is not, and there is no netfilter link", "modprobe nf_conntrack"
         )
-    return fail("neither netfilter links (CONFIG_NETFILTER_BPF_LINK) nor kprobes (CONFIG_KPROBES)", _STOCK)
+    return fail(
+        "neither netfilter links (CONFIG_NETFILTER_BPF_LINK) nor kprobes (CONFIG_KPROBES)", STOCK_KERNEL
+    )
 
 
 def lockdown(host: Host) -> Finding:

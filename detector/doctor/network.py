@@ -27,6 +27,11 @@ def conntrack(host: Host) -> Finding:
     return ok(f"{count or 0} of {most} entries")
 
 
+def conntrack_is_loaded(host: Host) -> bool:
+    """Whether this namespace has connection tracking."""
+    return host.has(f"{_CONNTRACK}_max")
+
+
 def network_namespace(host: Host) -> Finding:
     """The namespace to watch is there."""
     path = host.config.namespace_path

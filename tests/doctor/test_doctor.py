@@ -229,3 +229,17 @@ def test_a_hook_is_tried() -> None:
     finding = attach.hooks(Host())
     assert finding.status is Status.OK
     assert "would be used" in finding.text
+
+
+@pytest.mark.root
+def test_a_hook_that_cannot_be_had(tmp_path: Path) -> None:
+    """Where no hook can be attached the mend is conntrack if that is missing, another kernel otherwise."""
+    if os.geteuid() or Path("/sys/bus/event_source/devices/kprobe").exists():
+        pytest.skip("needs root and a kernel without kprobes")
+    without = Host(Config(hook="kprobe"), root=tmp_path)
+    assert attach.hooks(without).mend.startswith("modprobe nf_conntrack")
+    tree(tmp_path, {CONNTRACK + "max": "5"})
+    finding = attach.hooks(without)
+    assert finding.status is Status.FAIL
+    assert "this kernel has no kprobes" in finding.text
+    assert "apt install linux-image" in finding.mend
