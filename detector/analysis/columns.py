@@ -28,6 +28,7 @@ class Columns:
 
     Attributes:
         peers, exits, groups: P, E, G.
+        present: peers with flows, networks too.
         peer, exit: shape (n,).
         flows, votes, firsts: shape (n,), float.
         peer_flows, peer_votes, peer_firsts: shape (P,), sums of them.
@@ -43,6 +44,7 @@ class Columns:
 
     peers: int
     exits: int
+    present: int
     groups: int
     peer: Index
     exit: Index
@@ -84,8 +86,9 @@ class Columns:
 def columns_of(observation: Observation) -> Columns:
     """The columns of an observation; linear in its pairs."""
     peers, exits = observation.peers, len(observation.exits)
-    carried = np.flatnonzero(np.asarray(observation.flows) > 0)
+    carried = np.flatnonzero(observation.flows)
     peer = np.asarray(observation.peer)[carried].astype(np.intp)
+    present = int(np.count_nonzero(np.bincount(peer, minlength=peers)))
     exit_ = np.asarray(observation.exit)[carried].astype(np.intp)
     occupants = np.bincount(exit_, minlength=exits).astype(np.float64)
     narrow = np.ones(peers, bool) if observation.wide is None else ~observation.wide
@@ -105,6 +108,7 @@ def columns_of(observation: Observation) -> Columns:
     return Columns(
         peers=peers,
         exits=exits,
+        present=present,
         groups=groups,
         peer=peer,
         exit=exit_,

@@ -68,6 +68,13 @@ class Contrast:
         """Bound on the log-probability of so much agreement under independence."""
         return log_mean_tail(self.peers, self.observed - self.chance, self._variance)
 
+    @property
+    def score(self) -> float:
+        """By how many standard errors the peers agree more than chance; less strict than `log_p`."""
+        if not self.peers:
+            return 0.0
+        return (self.observed - self.chance) / float(np.sqrt(max(self._variance, 1e-12) / self.peers))
+
     def detectable(self, log_level: float) -> float:
         """The smallest k that would have been significant: the power of this contrast."""
         if self.chance >= 1:

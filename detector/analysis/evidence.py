@@ -11,6 +11,7 @@ from detector.analysis.numerics import Floats, log_rising, sums
 
 CONCENTRATION = 0.1  # a: a peer that is pinned has nearly all of its votes on few exits
 FALSE_DISCOVERIES = 0.01
+_CHUNK = 1 << 18  # pairs at a time, at least: bounds the memory
 _BETTER = np.array([0.1, 0.25, 0.5, 0.8, 0.99])  # shares of trials that may be more than chance
 
 
@@ -26,25 +27,33 @@ def pinned_evidence(columns: Columns, population: Population) -> Floats:
     as written; for a handful of peers it keeps an unseen exit from looking like a miracle. Votes are
     compared within each group of exits.
     """
-    rows = np.flatnonzero(columns.judged[columns.peer] & (columns.votes > 0))
+    _, total = _others(population)
+    votes = columns.group_votes
+    whole = np.broadcast_to(total, votes.shape)
+    log_e: Floats = (log_rising(whole, votes) - log_rising(np.full(votes.shape, CONCENTRATION), votes)).sum(
+        axis=1
+    )
+    chunk = max(_CHUNK, columns.peers)  # each adds P sums, so that the whole stays linear
+    for begin in range(0, columns.peer.size, chunk):
+        _add_gains(log_e, columns, population, slice(begin, begin + chunk))
+    log_e[~columns.judged] = -np.inf
+    return log_e
+
+
+def _add_gains(log_e: Floats, columns: Columns, population: Population, rows: slice) -> None:
+    """Add what these pairs say, ``log (a q)_v - log (A q)_v``, to the evidence of their peers."""
     peer, exit_, votes = columns.peer[rows], columns.exit[rows], columns.votes[rows]
     group = columns.group[exit_]
     weight, total = _others(population)
-    one_other = np.divide(
-        weight, population.voters - 1, out=np.zeros_like(weight), where=population.voters > 1
-    )
-    left_out = np.maximum(population.shares[exit_] - votes / columns.group_votes[peer, group], 0.0)
-    alpha = left_out * one_other[group] + PRIOR / columns.group_sizes[group]
+    others = population.voters - 1
+    each = np.divide(weight, others, out=np.zeros_like(weight), where=others > 0)
+    own = np.maximum(columns.group_votes[peer, group], 1)
+    alpha = np.maximum(population.shares[exit_] - votes / own, 0.0)
+    alpha *= each[group]
+    alpha += (PRIOR / columns.group_sizes)[group]
     gain = log_rising(alpha * (CONCENTRATION / total)[group], votes)
     gain -= log_rising(alpha, votes)
-    log_e = sums(peer, gain, columns.peers)
-    in_group = columns.group_votes
-    log_e += (
-        log_rising(np.broadcast_to(total, in_group.shape), in_group)
-        - log_rising(np.full(in_group.shape, CONCENTRATION), in_group)
-    ).sum(axis=1)
-    log_e[~columns.judged] = -np.inf
-    return log_e
+    log_e += sums(peer, gain, columns.peers)
 
 
 def pinned_evidence_at_most(columns: Columns, population: Population) -> Floats:
@@ -72,7 +81,7 @@ def trial_evidence(tried: Floats, true: Floats, chance: Floats) -> Floats:
 
     A mixture of likelihood ratios against alternatives above the chance, hence an e-value.
     """
-    usable = (tried > 0) & (chance < 1)
+    usable = (tried > 0) & (chance < 1 - 1e-9)
     base = np.where(usable, np.maximum(chance, 1e-30), 0.5)[:, None]
     better = base + (1 - base) * _BETTER
     ratios = true[:, None] * np.log(better / base)

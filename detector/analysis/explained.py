@@ -14,6 +14,7 @@ from detector.analysis.numerics import Floats, log_binomial_tail, sums
 from detector.analysis.observation import Observation
 from detector.analysis.predictors import KERNEL_DESTINATION
 
+_PRIOR_PEERS = 4.0  # for which even chance counts, beside what dealing gives: few peers meet by accident
 LEAST_EXCESS = 0.05  # less than this beyond chance is no predictor, however many peers there are
 
 
@@ -137,7 +138,9 @@ def _pool_tries(
     pairs = trials * trials - sums(pool, weight * weight, pools)
     dealt = np.divide(crossed, pairs, out=np.zeros(pools), where=pairs > 1e-9)
     sizes = np.array([*map(float, columns.pool_sizes), float(max(columns.exits_used, 1))])
-    return trials, hits, np.clip(dealt, 1 / np.maximum(sizes, 1.0), 1.0)
+    even = 1 / np.maximum(sizes, 1.0)
+    dealt = (trials * dealt + _PRIOR_PEERS * even) / (trials + _PRIOR_PEERS)
+    return trials, hits, np.clip(dealt, even, 1.0)
 
 
 def _best(tries: list[tuple[Floats, Floats, Floats]]) -> tuple[float, float]:

@@ -37,6 +37,8 @@ def log_rising(x: Floats, n: Floats) -> Floats:
     The first eight factors x (x + 1) ... are multiplied, so a tiny x loses nothing, and the rest is the
     difference of two `log_gamma` with arguments of at least eight.
     """
+    shape = x.shape
+    x, n = np.ravel(x), np.ravel(n)
     product = np.where(n > 0, x, 1.0)
     for factor in range(1, _DIRECT):
         rows = np.flatnonzero(n > factor)
@@ -47,7 +49,7 @@ def log_rising(x: Floats, n: Floats) -> Floats:
     rows = np.flatnonzero(n > _DIRECT)
     if rows.size:
         result[rows] += log_gamma(x[rows] + n[rows]) - log_gamma(x[rows] + _DIRECT)
-    return result
+    return result.reshape(shape)
 
 
 def log_binomial_tail(trials: float, hits: float, chance: float) -> float:

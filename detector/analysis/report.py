@@ -39,6 +39,7 @@ class Reason(StrEnum):
     TOO_FEW_VOTES = "too_few_votes"
     TOO_FEW_PEERS = "too_few_peers"
     DESTINATIONS_NOT_REPEATED = "destinations_not_repeated"
+    DOUBTFUL = "doubtful"
     ONE_EXIT_UNSETTLED = "one_exit_unsettled"
 
 

@@ -15,6 +15,7 @@ _FEWEST = 3  # peers with two sessions: below that, sessions say nothing
 _LEAST_SHARE = 0.25  # of the peers in question
 _STAYS = 0.5  # k over first exits from which a peer counts as keeping its exit
 _VOTES_TO_EXPECT = 5.0
+_LOG_LIKELY = float(np.log(0.05))
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,22 +25,37 @@ class Sessions:
     Attributes:
         all: the contrast over the first exits of all judged peers.
         some: the same over the peers in question.
-        asked: how many peers are in question.
+        asked, judged: how many peers are in question, and how many are judged.
         moved: shape (P,): peers in question whose sessions never began on the same exit twice.
     """
 
     all: Contrast
     some: Contrast
     asked: int
+    judged: int
     moved: Mask
 
-    def contradict(self, log_level: float) -> bool:
-        """Whether the exits are re-drawn with each session, so that no peer keeps one over sessions."""
-        return self.tell() and self.all.log_p > log_level and (self.some.corrected or 0.0) < _STAYS
+    def contradict(self, agreement: float, log_level: float) -> bool:
+        """Whether the exits are re-drawn with each session, so that no peer keeps one over sessions.
 
-    def tell(self) -> bool:
-        """Whether enough of the peers in question had a second session."""
+        Args:
+            agreement: k of the relay over votes. First exits that agree much less, where so much would have
+                shown, mean that what agrees are the votes within a session.
+            log_level: of the test that first exits agree at all.
+        """
+        if self.all.log_p <= log_level or (self.some.corrected or 0.0) >= _STAYS:
+            return False
+        return self._enough_of_some() or self._less_than(agreement)
+
+    def _enough_of_some(self) -> bool:
+        """Whether enough of the peers in question had a second session, and kept no exit over it."""
         return self.some.peers >= max(_FEWEST, _LEAST_SHARE * self.asked)
+
+    def _less_than(self, agreement: float) -> bool:
+        """Whether first exits agree less than half as much as votes do, and that would have been seen."""
+        enough = self.all.peers >= max(_FEWEST, _LEAST_SHARE * self.judged)
+        less = (self.all.corrected or 0.0) < agreement / 2
+        return enough and less and self.all.detectable(_LOG_LIKELY) <= agreement
 
 
 def sessions_of(columns: Columns, population: Population, who: Mask) -> Sessions:
@@ -51,7 +67,8 @@ def sessions_of(columns: Columns, population: Population, who: Mask) -> Sessions
         return pair_contrast(columns, population, persistence, totals, peers)
 
     moved = who & (totals > 1) & (persistence == 0)
-    return Sessions(over(columns.judged), over(who), int(np.count_nonzero(who)), moved)
+    asked, judged = int(np.count_nonzero(who)), int(np.count_nonzero(columns.judged))
+    return Sessions(over(columns.judged), over(who), asked, judged, moved)
 
 
 def follow_sessions(columns: Columns, population: Population, who: Mask) -> bool:

@@ -297,6 +297,52 @@ def relay(
     return observe(flows, mapping(rng, flows, pool_size), loss)
 
 
+def beside(one: Observation, other: Observation) -> Observation:
+    """One relay that has both: each with peers, a pool and a rule of its own."""
+    exits = len(one.exits)
+    pools = len(one.pool_sizes)
+
+    def both(name: str, shift: int = 0) -> NDArray[np.uint32]:
+        return np.concatenate([getattr(one, name), getattr(other, name) + np.uint32(shift)]).astype(np.uint32)
+
+    predicted = {}
+    for name in {**one.predicted, **other.predicted}:
+        table = np.full((one.peers + other.peers, pools + len(other.pool_sizes)), -1, np.int32)
+        if name in one.predicted:
+            table[: one.peers, :pools] = one.predicted[name].reshape(one.peers, -1)
+        if name in other.predicted:
+            table[one.peers :, pools:] = other.predicted[name].reshape(other.peers, -1) + exits
+        predicted[name] = table
+    return replace(
+        one,
+        peers=one.peers + other.peers,
+        exits=one.exits + tuple(address + exits for address in other.exits),
+        pool=np.concatenate([one.pool, other.pool + pools]).astype(np.int32),
+        pool_sizes=one.pool_sizes + other.pool_sizes,
+        peer=both("peer", one.peers),
+        exit=both("exit", exits),
+        flows=both("flows"),
+        votes=both("votes"),
+        firsts=both("firsts"),
+        same_destination=_chained(one.same_destination, other.same_destination),
+        same_port=_chained(one.same_port, other.same_port),
+        destination_predictor=_chained(one.destination_predictor, other.destination_predictor),
+        predicted=predicted,
+        loss=_added(one.loss, other.loss),
+    )
+
+
+def _chained(one: Trials, other: Trials) -> Trials:
+    expected = None
+    if one.expected is not None and other.expected is not None:
+        expected = np.concatenate([one.expected, other.expected])
+    return Trials(np.concatenate([one.tried, other.tried]), np.concatenate([one.true, other.true]), expected)
+
+
+def _added(one: Loss, other: Loss) -> Loss:
+    return Loss(one.seen + other.seen, one.lost + other.lost, one.unattributed + other.unattributed)
+
+
 def merged(one: Observation, other: Observation) -> Observation:
     """The sum of two observations of the same peers, exits and rules: counts add up, nothing else changes."""
     exits = len(one.exits)
@@ -317,11 +363,7 @@ def merged(one: Observation, other: Observation) -> Observation:
         same_destination=_sum(one.same_destination, other.same_destination),
         same_port=_sum(one.same_port, other.same_port),
         destination_predictor=_sum(one.destination_predictor, other.destination_predictor),
-        loss=Loss(
-            one.loss.seen + other.loss.seen,
-            one.loss.lost + other.loss.lost,
-            one.loss.unattributed + other.loss.unattributed,
-        ),
+        loss=_added(one.loss, other.loss),
     )
 
 

@@ -14,6 +14,7 @@ _MISSING = {
     Reason.DESTINATIONS_NOT_REPEATED: (
         "peers went back to the same destination too seldom to tell whether a site sees the same exit again"
     ),
+    Reason.DOUBTFUL: "exits repeat more than chance likely has it, yet not surely so",
     Reason.ONE_EXIT_UNSETTLED: (
         "one exit alone was seen, by too few peers to tell a single exit from a coincidence"
     ),
