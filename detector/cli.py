@@ -1,8 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The command `exitprint`: thin, each subcommand is a function of the package that it belongs to."""
+"""The command `exitprint`: thin, a subcommand lives in the package that it is about."""
 
 from __future__ import annotations
 
+import importlib
+import json
 import sys
 from pathlib import Path
 
@@ -10,18 +12,37 @@ import click
 from rich.console import Console
 
 from detector import __version__
+from detector.config import INSPECT_SOCKET
 from detector.errors import ExitprintError
+
+# Name -> where the click command is. Only the one that is asked for is imported.
+_ELSEWHERE = {
+    "check-config": "detector.config_command:check_config",
+    "doctor": "detector.doctor.command:doctor",
+    "lab": "detector.lab.wiring:lab",
+}
 
 
 class _Commands(click.Group):
-    """Commands whose `ExitprintError` becomes one message and its exit status."""
+    """Subcommands, imported when asked for; an `ExitprintError` becomes a message and an exit status."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return sorted({*super().list_commands(ctx), *_ELSEWHERE})
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in _ELSEWHERE:
+            return super().get_command(ctx, cmd_name)
+        module, _, name = _ELSEWHERE[cmd_name].partition(":")
+        command: click.Command = getattr(importlib.import_module(module), name)
+        return command
 
     def invoke(self, ctx: click.Context) -> object:
         try:
             return super().invoke(ctx)
         except ExitprintError as error:
             console = Console(stderr=True, highlight=False, soft_wrap=True)
-            console.print(f"[red]exitprint:[/] {error.what}", markup=True)
+            console.print("exitprint:", style="red", end=" ")
+            console.print(error.what, markup=False)
             if error.hint:
                 console.print(f"  {error.hint}", markup=False)
             sys.exit(error.status)
@@ -37,7 +58,22 @@ def main() -> None:
 @click.option("--config", "path", type=click.Path(path_type=Path), required=True, help="The YAML file.")
 def run(path: Path) -> None:
     """Run the service."""
-    from detector.config_file import load_config  # noqa: PLC0415  (each command imports what it needs)
+    from detector.config_file import load_config  # noqa: PLC0415
     from detector.service.start import run as start  # noqa: PLC0415
 
     start(load_config(path))
+
+
+@main.command()
+@click.option("--socket", "path", type=click.Path(path_type=Path), default=INSPECT_SOCKET, show_default=True)
+@click.option("--json", "as_json", is_flag=True, help="Print the report as one JSON object.")
+def status(path: Path, as_json: bool) -> None:
+    """Ask the running service for its verdict."""
+    from detector.service import inspect  # noqa: PLC0415
+    from detector.terminal import show_report  # noqa: PLC0415
+
+    report = inspect.ask(path, "status")
+    if as_json:
+        click.echo(json.dumps(report))
+    else:
+        show_report(report)

@@ -18,6 +18,7 @@ LogFormat = Literal["auto", "pretty", "json"]
 LogLevel = Literal["debug", "info", "warning", "error"]
 
 NAMESPACES = Path("/run/netns")
+INSPECT_SOCKET = "/run/exitprint/inspect.sock"
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,7 +80,7 @@ class Config:
     hook: Hook = "auto"
     listen: Listen = Listen()
     user: str = "exitprint"
-    inspect_socket: str | None = "/run/exitprint/inspect.sock"
+    inspect_socket: str | None = INSPECT_SOCKET
     log_format: LogFormat = "auto"
     log_level: LogLevel = "info"
     tables: Tables = Tables()

@@ -1,0 +1,235 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`exitprint lab`: a relay on this machine, the service on it, and the verdict.
+
+What starts the service and what shows a report to people are handed in, so this module knows neither.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol, get_args
+
+import click
+from rich.console import Console
+from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn
+
+from detector.config import Hook
+from detector.errors import UsageError
+from detector.lab.layout import DEFAULT_POOLS, MAX_PEERS
+from detector.lab.mappings import MAPPINGS
+from detector.lab.relay import Lab
+from detector.lab.traffic import Result
+from detector.rules.model import Pool
+from detector.rules.pools import parse_pool
+
+DEFAULT_MAPPING = "persistent"
+DEFAULT_PEERS = 40
+DEFAULT_FLOWS = 5120
+HOOKS = get_args(Hook)
+# Drawing costs more than a flow does.
+_STRIDE = 100
+
+Report = Mapping[str, Any]
+
+
+class Service(Protocol):
+    """The service as it runs on a lab's relay.
+
+    Attributes:
+        metrics: the address of its /metrics.
+    """
+
+    metrics: str
+
+    def report(self, flows: int) -> Report:
+        """The report that covers at least so many flows, as `exitprint status --json` prints it."""
+
+    def wait(self) -> None:
+        """Return when the service has ended."""
+
+
+StartService = Callable[[Lab, Hook], AbstractContextManager[Service]]
+"""Starts the service on a lab's relay with a hook; inside the ``with`` block it counts."""
+
+ShowReport = Callable[[Report], None]
+"""Shows a report to people, on standard output."""
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """What a person asked of the lab.
+
+    Attributes:
+        ruleset: nftables text to load in place of the mapping.
+    """
+
+    mapping: str = DEFAULT_MAPPING
+    ruleset: Path | None = None
+    peers: int = DEFAULT_PEERS
+    flows: int = DEFAULT_FLOWS
+    pools: tuple[Pool, ...] = DEFAULT_POOLS
+    hook: Hook = "auto"
+
+    @property
+    def rules(self) -> str:
+        """What the relay's rules are called."""
+        return str(self.ruleset) if self.ruleset else self.mapping
+
+
+class Steps:
+    """Progress for people on standard error; says nothing where that is no terminal."""
+
+    def __init__(self, console: Console) -> None:
+        self._progress = Progress(
+            SpinnerColumn(),
+            TextColumn("{task.description}"),
+            BarColumn(),
+            TextColumn("{task.fields[parts]}"),
+            console=console,
+            transient=True,
+            disable=not console.is_terminal,
+        )
+        self._task = self._progress.add_task("", total=None, parts="")
+        self._next = 0
+        self._total: int | None = None
+
+    @contextmanager
+    def shown(self) -> Iterator[Steps]:
+        """Show the steps meanwhile."""
+        with self._progress:
+            yield self
+
+    def say(self, what: str, total: int | None = None) -> None:
+        """Begin a step; `total` is how many parts it has, None for one that cannot be counted."""
+        self._next = 0
+        self._progress.reset(self._task, description=what, total=total, parts="")
+        self._total = total
+
+    def count(self, done: int) -> None:
+        """So many parts of the step are done."""
+        if done >= self._next:
+            self._next = done + _STRIDE
+            self._progress.update(self._task, completed=done, parts=f"{done} of {self._total}")
+
+    def hide(self) -> None:
+        """Take the progress off the terminal, to print something else."""
+        self._progress.stop()
+
+
+@contextmanager
+def running(options: Options, start: StartService, steps: Steps) -> Iterator[tuple[Lab, Service]]:
+    """A lab with its rules loaded and the service on it.
+
+    Raises:
+        UsageError: the rules are not accepted.
+        HostError: this host cannot build the lab.
+    """
+    with Lab(peers=options.peers, pools=options.pools, progress=steps.say) as lab:
+        steps.say(f"loading the rules: {options.rules}")
+        if options.ruleset:
+            lab.apply_file(options.ruleset)
+        else:
+            lab.apply(options.mapping)
+        steps.say("starting the service")
+        with start(lab, options.hook) as service:
+            yield lab, service
+
+
+def measure(options: Options, lab: Lab, service: Service, steps: Steps) -> tuple[Report, Result]:
+    """Send the traffic; what the service reports of it, and what became of it."""
+    work = lab.workload(options.flows)
+    steps.say(f"sending flows of {options.peers} peers", len(work))
+    result = lab.send(work, progress=steps.count)
+    steps.say("waiting for the report")
+    return service.report(result.tried), result
+
+
+def lab_command(start: StartService, show: ShowReport) -> click.Command:
+    """The click command, for a service that `start` starts and reports that `show` shows."""
+
+    @click.command("lab", short_help="Build a relay on this machine and judge it.")
+    @click.option(
+        "--mapping", type=click.Choice(list(MAPPINGS)), help=f"NAT rules to try [{DEFAULT_MAPPING}]."
+    )
+    @click.option(
+        "--ruleset", type=click.Path(path_type=Path), help="nftables rules to try; the exit is eth0."
+    )
+    @click.option("--peers", type=click.IntRange(1, MAX_PEERS), default=DEFAULT_PEERS, show_default=True)
+    @click.option("--flows", type=click.IntRange(1), default=DEFAULT_FLOWS, show_default=True)
+    @click.option("--pool", "pools", multiple=True, help="Exits of a named mapping, once per family.")
+    @click.option("--hook", type=click.Choice(HOOKS), default="auto", show_default=True)
+    @click.option("--json", "as_json", is_flag=True, help="Print the report as one JSON object.")
+    @click.option("--keep", is_flag=True, help="Leave the relay and its /metrics up until Ctrl-C.")
+    def lab(
+        mapping: str | None,
+        ruleset: Path | None,
+        peers: int,
+        flows: int,
+        pools: tuple[str, ...],
+        hook: Hook,
+        as_json: bool,
+        keep: bool,
+    ) -> None:
+        """Build a relay on this machine, run the service on it and print the verdict.
+
+        Peers, relay and internet are network namespaces; WireGuard, source NAT and traffic are real. All of
+        it is removed at the end, also on Ctrl-C. Needs root.
+        """
+        if mapping and ruleset:
+            raise UsageError("--mapping and --ruleset exclude each other", "give one of them")
+        options = Options(mapping or DEFAULT_MAPPING, ruleset, peers, flows, read_pools(pools), hook)
+        run(options, start, _print_json if as_json else show, keep=keep)
+
+    return lab
+
+
+def run(options: Options, start: StartService, show: ShowReport, *, keep: bool) -> None:
+    """Build, measure, show; with `keep` stay up until the service ends or a person interrupts."""
+    console = Console(stderr=True)
+    steps = Steps(console)
+    with steps.shown(), running(options, start, steps) as (lab, service):
+        report, result = measure(options, lab, service, steps)
+        steps.hide()
+        if not result.clean:
+            console.print(_loss(result), style="yellow")
+        show(report)
+        if keep:
+            with suppress(KeyboardInterrupt):
+                console.print(_whereabouts(lab, service), highlight=False, soft_wrap=True)
+                service.wait()
+
+
+def read_pools(texts: tuple[str, ...]) -> tuple[Pool, ...]:
+    """The pools that a person gave, or the default ones.
+
+    Raises:
+        UsageError: one is not a pool, or there are two of a family.
+    """
+    pools = tuple(parse_pool(text) for text in texts)
+    if len({pool.family for pool in pools}) < len(pools):
+        raise UsageError("--pool was given twice for one family", "give one range per family")
+    return pools or DEFAULT_POOLS
+
+
+def _print_json(report: Report) -> None:
+    click.echo(json.dumps(report))
+
+
+def _loss(result: Result) -> str:
+    return (
+        f"not every packet arrived: of {result.tried} flows {result.unanswered} were not answered, "
+        f"{result.wrong} were answered wrongly, {result.retransmitted} TCP segments were sent again"
+    )
+
+
+def _whereabouts(lab: Lab, service: Service) -> str:
+    return (
+        f"The relay stays up until Ctrl-C.\n"
+        f"  metrics    {service.metrics}\n"
+        f"  namespace  {lab.relay.name}   (its rules: ip netns exec {lab.relay.name} nft list ruleset)\n"
+        f"  WireGuard  {lab.wireguard_interface}, {lab.implementation}"
+    )

@@ -1,0 +1,157 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The service as it runs on a lab's relay: the real one, `exitprint run` in a process of its own."""
+
+from __future__ import annotations
+
+import json
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.request
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from detector.config import Hook, Listen
+from detector.errors import HostError, NotYet
+from detector.lab.relay import Lab
+from detector.service import inspect
+
+INTERVAL = 1  # seconds
+_START_PATIENCE = 120.0  # an emulated machine compiles for ten seconds
+_STOP_PATIENCE = 5.0
+_SETTLED_CYCLES = 2
+_POLL = 0.05
+_HOST = "127.0.0.1"
+
+
+class LabService:
+    """The service on a lab's relay.
+
+    Attributes:
+        metrics: the address of its /metrics.
+        process: the running service; its log is in `log`.
+    """
+
+    def __init__(self, process: subprocess.Popen[bytes], folder: Path, listen: Listen) -> None:
+        self.process = process
+        self.metrics = f"http://{listen}/metrics"
+        self.log = folder / "log"
+        self._ready = f"http://{listen}/-/ready"
+        self._socket = folder / "inspect.sock"
+
+    def wait_ready(self) -> None:
+        """Return when the service watches.
+
+        Raises:
+            HostError: it has ended, or takes too long; the end of its log is in the message.
+        """
+        limit = time.monotonic() + _START_PATIENCE
+        while time.monotonic() < limit:
+            if self.process.poll() is not None:
+                raise HostError(f"the service did not start: {self._last_words()}", "see: exitprint doctor")
+            try:
+                with urllib.request.urlopen(self._ready, timeout=5):  # noqa: S310  (our own loopback address)
+                    return
+            except OSError:
+                time.sleep(_POLL)
+        raise HostError(f"the service is not ready: {self._last_words()}", "see: exitprint doctor")
+
+    def status(self) -> dict[str, Any]:
+        """What the service says now."""
+        return inspect.ask(self._socket, "status")
+
+    def report(self, flows: int) -> Mapping[str, Any]:
+        """The report that covers so many flows, or all that there are when no more come.
+
+        Raises:
+            HostError: the service has ended.
+        """
+        now = self.status()
+        last_growth, known = now["cycles"], -1
+        while known < flows and now["cycles"] < last_growth + _SETTLED_CYCLES:
+            time.sleep(_POLL)
+            if self.process.poll() is not None:
+                raise HostError(f"the service has ended: {self._last_words()}")
+            now = self.status()
+            counted = sum(family["flows"] for family in now["families"].values())
+            if counted > known:
+                last_growth, known = now["cycles"], counted
+        return now
+
+    def wait(self) -> None:
+        """Return when the service has ended."""
+        self.process.wait()
+
+    def _last_words(self) -> str:
+        lines = self.log.read_text(errors="replace").splitlines()
+        try:
+            last = json.loads(lines[-1])
+            return str(last.get("reason") or last["event"])
+        except (IndexError, KeyError, ValueError):
+            return " ".join(lines[-3:]) or "it said nothing"
+
+
+@contextmanager
+def start_service(lab: Lab, hook: Hook = "auto", **keys: Any) -> Iterator[LabService]:
+    """Run the service on the lab's relay; inside the ``with`` block it counts.
+
+    Args:
+        lab: a lab that is up.
+        hook: the hook to use.
+        keys: more keys of the configuration, or other values for those that the lab sets.
+
+    Raises:
+        HostError: it does not start.
+    """
+    with tempfile.TemporaryDirectory(prefix="exitprint-lab-") as name:
+        folder = Path(name)
+        listen = Listen(_HOST, _free_port())
+        config = {
+            "relay": "lab",
+            "network_namespace": lab.relay.name,
+            "wireguard": [lab.wireguard_interface],
+            "interval": f"{INTERVAL}s",
+            "hook": hook,
+            "listen": str(listen),
+            "inspect_socket": str(folder / "inspect.sock"),
+            "log_format": "json",
+        }
+        path = folder / "exitprint.yml"
+        path.write_text(yaml.safe_dump(config | keys))
+        command = [sys.executable, "-I", "-m", "detector", "run", "--config", str(path)]
+        with (folder / "log").open("wb") as log:
+            process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
+        service = LabService(process, folder, listen)
+        try:
+            service.wait_ready()
+            yield service
+        finally:
+            _stop(process)
+
+
+def _free_port() -> int:
+    """The service's own port, or any that is free."""
+    for wanted in (Listen().port, 0):
+        with socket.socket() as trial:
+            trial.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                trial.bind((_HOST, wanted))
+            except OSError:
+                continue
+            return int(trial.getsockname()[1])
+    raise NotYet("no port is free on loopback")
+
+
+def _stop(process: subprocess.Popen[bytes]) -> None:
+    process.terminate()
+    try:
+        process.wait(_STOP_PATIENCE)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()

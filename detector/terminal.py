@@ -1,0 +1,104 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Reports for people, on a terminal or through a pipe."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from rich.console import Console, Group, RenderableType
+from rich.padding import Padding
+from rich.table import Table
+from rich.text import Text
+
+Report = Mapping[str, Any]
+
+_STYLE = {
+    "predictable": "bold red",
+    "exclusive": "bold red",
+    "pinned": "yellow",
+    "destination_linked": "yellow",
+    "session_sticky": "cyan",
+    "single_exit": "green",
+    "unlinkable": "green",
+    "unknown": "magenta",
+}
+_FAMILY = {"ipv4": "IPv4", "ipv6": "IPv6"}
+_CONTRASTS = {
+    "any": "to different sites",
+    "same_destination": "to the same site",
+    "same_port": "from the same source port",
+}
+
+
+def show_report(report: Report) -> None:
+    """Print a report on standard output."""
+    Console(highlight=False).print(Group(*_parts(report)))
+
+
+def _parts(report: Report) -> Iterator[RenderableType]:
+    yield _verdict("The relay is ", report)
+    if report.get("why"):
+        yield Padding(Text(report["why"]), (0, 0, 1, 2))
+    if report.get("families"):
+        yield _table(report["families"])
+    yield Text(_footing(report), style="dim")
+
+
+def _verdict(before: str, judged: Mapping[str, Any]) -> Text:
+    text = Text(before).append(judged["verdict"], style=_STYLE.get(judged["verdict"], ""))
+    if judged.get("predictor"):
+        text.append(f" by {judged['predictor']}")
+    return text
+
+
+def _table(families: Mapping[str, Mapping[str, Any]]) -> Table:
+    table = Table(box=None, padding=(0, 2), show_edge=False, header_style="bold")
+    table.add_column("")
+    for family in families:
+        table.add_column(_FAMILY.get(family, family))
+    for row in zip(*(_column(family) for family in families.values()), strict=True):
+        label = row[0][0]
+        table.add_row(label, *(cell for _, cell in row))
+    return table
+
+
+def _column(family: Mapping[str, Any]) -> Iterator[tuple[str, RenderableType]]:
+    yield "verdict", _verdict("", family)
+    yield "flows of peers", f"{family['flows']:,} of {family['peers']:,}"
+    yield "exits in use", f"{family['exits']:,} of {family['pool_size']:,}"
+    for contrast, label in _CONTRASTS.items():
+        yield f"same exit {label}", _contrast(family["contrasts"][contrast])
+    yield "best explained by", _explained(family["explained"])
+    yield "peers on an exit", _spread(family["anonymity_set"])
+    yield "leak", f"{family['leak_bits']} bits"
+
+
+def _contrast(contrast: Mapping[str, Any]) -> str:
+    if not contrast["trials"]:
+        return "not seen"
+    return f"{contrast['observed']:.1%} (chance {contrast['chance']:.1%})"
+
+
+def _explained(explained: Mapping[str, Mapping[str, float]]) -> str:
+    if not explained:
+        return "–"
+    name, best = max(explained.items(), key=lambda one: one[1]["ratio"] - one[1]["chance"])
+    return f"{name} {best['ratio']:.1%} (chance {best['chance']:.1%})"
+
+
+def _spread(sets: Mapping[str, float | None]) -> str:
+    return "–" if sets["min"] is None else f"{sets['min']:g} at least, {sets['median']:g} in the median"
+
+
+def _footing(report: Report) -> str:
+    parts = [f"coverage {report['coverage']:.1%}" if "coverage" in report else "no evidence yet"]
+    if report.get("hook"):
+        parts.append(f"hook {report['hook']}")
+    if report.get("since"):
+        parts.append(f"since {report['since']}")
+    if report.get("rules_not_understood"):
+        parts.append(f"{report['rules_not_understood']} rules not understood, see the log")
+    if report.get("waiting"):
+        parts.append(f"waiting: {report['waiting']}")
+    return ", ".join(parts)
