@@ -49,6 +49,9 @@ _NO_EXTRA_DELAYS = {
     "ipv6/conf/default/accept_dad": 0,
     "ipv6/conf/default/accept_ra": 0,
 }
+# A machine that is busy answers late; only what is lost is to be sent again, so that it can be counted.
+_PATIENT = "rto_min 5s"
+_NO_PROBES = {"ipv4/tcp_early_retrans": 0}
 # WireGuard's own sockets stay away from the ports that flows start from.
 _OUTER_PORTS = {"ipv4/ip_local_port_range": f"1024 {FIRST_PORT - 1}"}
 _FORWARDING = {"ipv4/ip_forward": 1, "ipv6/conf/all/forwarding": 1}
@@ -265,7 +268,7 @@ class Lab:
         clients, relay, internet = self.clients, self.relay, self.internet
         ip_batch(f"netns add {namespace.name}" for namespace in (clients, relay, internet))
         for namespace in (clients, relay, internet):
-            write_sysctls(namespace, _NO_EXTRA_DELAYS)
+            write_sysctls(namespace, {**_NO_EXTRA_DELAYS, **_NO_PROBES})
         write_sysctls(relay, _FORWARDING)
         write_sysctls(clients, _OUTER_PORTS)
         cables = ((clients, "eth1"), (internet, EXIT_INTERFACE))
@@ -286,13 +289,11 @@ class Lab:
         backend.set_key(self.relay, self.wireguard_interface, keys[self.wireguard_interface], wireguard.PORT)
         for name in names:
             backend.set_key(self.clients, name, keys[name], None)
-        relay_key = wireguard.public_keys(self.relay, [self.wireguard_interface])
-        public = wireguard.public_keys(self.clients, names)
         self.peers = tuple(
-            Peer(number, name, self._addresses[number], keys[name], public[name])
+            Peer(number, name, self._addresses[number], keys[name], backend.public_key(self.clients, name))
             for number, name in enumerate(names)
         )
-        self._connect(backend, relay_key[self.wireguard_interface])
+        self._connect(backend, backend.public_key(self.relay, self.wireguard_interface))
 
     def _backend(self) -> wireguard.Backend:
         """Make the relay's interface: the kernel's WireGuard, or wireguard-go where the kernel has none."""
@@ -342,7 +343,7 @@ def _client_host() -> list[str]:
 
 def _relay_host() -> list[str]:
     uplink = [
-        f"addr add {network[1]}/{network.prefixlen} dev {EXIT_INTERFACE}"
+        f"addr add {network[1]}/{network.prefixlen} dev {EXIT_INTERFACE} nodad"
         for network in layout.UPLINK.values()
     ]
     routes = [f"route add {layout.INTERNET[family]} via {layout.UPLINK[family][2]}" for family in Family]
@@ -353,16 +354,19 @@ def _relay_host() -> list[str]:
 def _internet_host(destinations: Mapping[Family, Iterable[Address]]) -> list[str]:
     lines = ["link set lo up", "link set eth0 up"]
     for family, network in layout.UPLINK.items():
-        lines.append(f"addr add {network[2]}/{network.prefixlen} dev eth0")
+        lines.append(f"addr add {network[2]}/{network.prefixlen} dev eth0 nodad")
         # Whatever the rules make of a source address: the answer goes back to the relay.
-        lines.append(f"route add {_EVERYTHING[family]} via {network[1]}")
-        lines += [f"addr add {address}/{address.max_prefixlen} dev lo" for address in destinations[family]]
+        lines.append(f"route add {_EVERYTHING[family]} via {network[1]} {_PATIENT}")
+        lines += [
+            f"addr add {address}/{address.max_prefixlen} dev lo nodad" for address in destinations[family]
+        ]
     return lines
 
 
 def _relay_tunnel(interface: str) -> list[str]:
     addresses = [
-        f"addr add {network[1]}/{network.prefixlen} dev {interface}" for network in layout.TUNNELS.values()
+        f"addr add {network[1]}/{network.prefixlen} dev {interface} nodad"
+        for network in layout.TUNNELS.values()
     ]
     return [f"link set {interface} up", *addresses]
 
@@ -370,7 +374,8 @@ def _relay_tunnel(interface: str) -> list[str]:
 def _client_tunnel(peer: Peer) -> list[str]:
     # Every interface has a default route, told apart by its metric; sockets are bound to the interface.
     routes = [
-        f"route add {all_} dev {peer.interface} metric {peer.number + 1}" for all_ in _EVERYTHING.values()
+        f"route add {everything} dev {peer.interface} metric {peer.number + 1} {_PATIENT}"
+        for everything in _EVERYTHING.values()
     ]
-    addresses = [f"addr add {network} dev {peer.interface}" for network in peer.allowed_ips()]
+    addresses = [f"addr add {network} dev {peer.interface} nodad" for network in peer.allowed_ips()]
     return [f"link set {peer.interface} up", *addresses, *routes]

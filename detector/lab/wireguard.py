@@ -65,6 +65,9 @@ class Backend(Protocol):
     def add_peers(self, namespace: Namespace, interface: str, remotes: Iterable[Remote]) -> None:
         """Add peers to an interface."""
 
+    def public_key(self, namespace: Namespace, interface: str) -> str:
+        """The public key of an interface whose private key is set."""
+
     def stop(self) -> None:
         """End processes and connections; the interfaces go with their namespace."""
 
@@ -113,20 +116,29 @@ class KernelWireGuard:
             settings.append({"peer": peer})
         self._set(namespace, interface, settings)
 
+    def public_key(self, namespace: Namespace, interface: str) -> str:
+        """The public key of an interface whose private key is set."""
+        device = next(iter(self._connected(namespace).info(interface)))
+        return str(device.get("WGDEVICE_A_PUBLIC_KEY").decode())
+
     def stop(self) -> None:
         """Close the netlink sockets."""
         while self._netlink:
             self._netlink.popitem()[1].close()
 
     def _set(self, namespace: Namespace, interface: str, settings: Iterable[Mapping[str, object]]) -> None:
+        netlink = self._connected(namespace)
+        for setting in settings:
+            netlink.set(interface, **setting)
+
+    def _connected(self, namespace: Namespace) -> Any:
         if namespace.name not in self._netlink:
             # Imported here: it takes long under emulation, and user-space WireGuard does not need it.
             from pyroute2 import WireGuard  # noqa: PLC0415
 
             with entered(namespace):
                 self._netlink[namespace.name] = WireGuard()
-        for setting in settings:
-            self._netlink[namespace.name].set(interface, **setting)
+        return self._netlink[namespace.name]
 
 
 class UserWireGuard:
@@ -187,6 +199,20 @@ class UserWireGuard:
             lines += [f"allowed_ip={network}" for network in remote.allowed_ips]
         _uapi_set(interface, lines)
 
+    def public_key(self, namespace: Namespace, interface: str) -> str:  # noqa: ARG002
+        """The public key of an interface whose private key is set.
+
+        Raises:
+            HostError: ``wg`` does not know the interface.
+        """
+        # One by one: `wg show all` removes the socket of any interface that does not listen yet, which ends
+        # the wireguard-go that is being started for another lab.
+        command = ["wg", "show", interface, "public-key"]
+        done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=_PATIENCE)
+        if done.returncode:
+            raise HostError("wg does not list a WireGuard interface of the lab")
+        return done.stdout.strip()
+
     def stop(self) -> None:
         """Ask every process to end, and collect them."""
         for process in self._running.values():
@@ -200,33 +226,27 @@ def _hex(key: str) -> str:
     return b64decode(key).hex()
 
 
-def _uapi_set(interface: str, lines: Iterable[str]) -> None:
-    with socket.socket(socket.AF_UNIX) as link:
+def _uapi_connect(interface: str) -> socket.socket:
+    deadline = time.monotonic() + _PATIENCE
+    while True:
+        link = socket.socket(socket.AF_UNIX)
         link.settimeout(_PATIENCE)
-        link.connect(str(UAPI / f"{interface}.sock"))
+        try:
+            link.connect(str(UAPI / f"{interface}.sock"))
+        except OSError as problem:
+            link.close()
+            # The socket's name is there a moment before it listens.
+            if not isinstance(problem, ConnectionRefusedError) or time.monotonic() > deadline:
+                raise HostError(f"wireguard-go cannot be reached: {problem.strerror}") from None
+            time.sleep(0.01)
+        else:
+            return link
+
+
+def _uapi_set(interface: str, lines: Iterable[str]) -> None:
+    with _uapi_connect(interface) as link:
         link.sendall("".join(f"{line}\n" for line in ["set=1", *lines, ""]).encode())
         with link.makefile() as answers:
             answer = answers.readline().strip()
     if answer != "errno=0":
         raise HostError(f"wireguard-go refused a setting ({answer or 'no answer'})")
-
-
-def public_keys(namespace: Namespace, interfaces: Iterable[str]) -> dict[str, str]:
-    """The public keys of interfaces whose private keys are set, by interface.
-
-    Raises:
-        HostError: ``wg`` does not list one of them.
-    """
-    with entered(namespace):
-        done = subprocess.run(
-            ["wg", "show", "all", "public-key"],
-            capture_output=True,
-            text=True,
-            check=False,
-            timeout=_PATIENCE,
-        )
-    listed = dict(line.split() for line in done.stdout.splitlines() if len(line.split()) == 2)
-    found = {name: listed[name] for name in interfaces if listed.get(name, "(none)") != "(none)"}
-    if len(found) != len(list(interfaces)):
-        raise HostError("wg does not list the WireGuard interfaces of the lab", done.stderr.strip())
-    return found
