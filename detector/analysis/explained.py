@@ -15,6 +15,7 @@ from detector.analysis.observation import Observation
 from detector.analysis.predictors import KERNEL_DESTINATION
 
 _PRIOR_PEERS = 4.0  # for which even chance counts, beside what dealing gives: few peers meet by accident
+_LEAST_CHANCE = 1e-12  # of a hit, where a pool is so large that the kernel program counts nothing for it
 LEAST_EXCESS = 0.05  # less than this beyond chance is no predictor, however many peers there are
 
 
@@ -115,6 +116,8 @@ def _said(predicted: NDArray[np.int32], modal: _Modal) -> NDArray[np.int32]:
     """The prediction for the pool of each modal exit, shape (m,), -1 for none."""
     if predicted.ndim == 1:
         return predicted[modal.peer]
+    if not predicted.shape[1]:
+        return np.full(modal.peer.size, -1, np.int32)
     inside = modal.pool < predicted.shape[1]
     pool = np.where(inside, modal.pool, 0)
     return np.where(inside, predicted[modal.peer, pool], np.int32(-1))
@@ -165,7 +168,7 @@ def _destination_explanation(observation: Observation, columns: Columns, tests: 
     expected = tried / max(columns.pool_size, 1)
     if trials.expected is not None:
         expected = np.where(columns.narrow, trials.expected, 0.0)
-    chance = min(float(expected.sum()) / total, 1.0)
+    chance = min(max(float(expected.sum()) / total, _LEAST_CHANCE), 1.0)
     each = np.divide(expected, tried, out=np.ones_like(tried), where=tried > 0)
     log_e = trial_evidence(tried, hits, each)
     return Explanation(

@@ -95,7 +95,14 @@ class Explained:
 
 @dataclass(frozen=True, slots=True)
 class PoolReport:
-    """The peers that one configured pool serves: where a leak that holds for a part of them sits."""
+    """The peers that one configured pool serves: where a leak that holds for a part of them sits.
+
+    Attributes:
+        pool: index of the pool in the observation.
+        size: its addresses.
+        peers: peers whose busiest exit it has.
+        judged, flagged: how many of them were judged, and show a leak one by one.
+    """
 
     pool: int
     size: int

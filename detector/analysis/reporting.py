@@ -62,10 +62,10 @@ def report_of(
         },
         peers_flagged={name: int(np.count_nonzero(mask)) for name, mask in masks.items()},
         peers_by_verdict={verdict: int(counts[i]) for i, verdict in enumerate(VERDICTS) if counts[i]},
-        leaking_share=_leaking_share(evidence, findings, masks),
+        leaking_share=_leaking_share(evidence, findings, _leaking(columns, masks)),
         anonymity_set=_anonymity_report(anonymity_sets(columns)),
         leak_bits=_leak_bits(evidence, findings),
-        pools=_pools(columns, evidence.pinned),
+        pools=_pools(columns, peer_columns.exit, _leaking(columns, masks)),
         columns=peer_columns,
     )
 
@@ -154,16 +154,21 @@ def _busiest(columns: Columns) -> Index:
     return exits
 
 
-def _leaking_share(evidence: Evidence, findings: tuple[Verdict, ...], masks: dict[Verdict, Mask]) -> float:
+def _leaking(columns: Columns, masks: dict[Verdict, Mask]) -> Mask:
+    """Peers that show a leak, shape (P,)."""
+    shown = np.zeros(columns.peers, bool)
+    for verdict, mask in masks.items():
+        if verdict in LEAKS:
+            shown |= mask
+    return shown
+
+
+def _leaking_share(evidence: Evidence, findings: tuple[Verdict, ...], leaking: Mask) -> float:
     """Share of the judged peers that leaks: those that stand out, or what the relay's mean amounts to."""
     judged = int(np.count_nonzero(evidence.columns.judged))
-    leaks = [verdict for verdict in findings if verdict in LEAKS]
-    if not leaks or not judged:
+    if findings[0] not in LEAKS or not judged:
         return 0.0
-    shown = np.zeros(evidence.columns.peers, bool)
-    for verdict in leaks:
-        shown |= masks[verdict]
-    share = float(np.count_nonzero(shown & evidence.columns.judged)) / judged
+    share = float(np.count_nonzero(leaking & evidence.columns.judged)) / judged
     if Verdict.PINNED in findings:
         share = max(share, evidence.any.corrected or 0.0)
     if Verdict.DESTINATION_LINKED in findings:
@@ -183,22 +188,17 @@ def _leak_bits(evidence: Evidence, findings: tuple[Verdict, ...]) -> float:
     return min(best, float(np.log2(float(max(evidence.columns.pool_size, 1)))))
 
 
-def _pools(columns: Columns, pinned: Mask) -> tuple[PoolReport, ...]:
-    """Per configured pool the peers that use it most; pools of one and the rest are not listed apart."""
-    group = np.where(columns.peer_flows > 0, columns.group_flows.argmax(axis=1), -1)
-    found = []
-    for number, size in enumerate(columns.pool_sizes):
-        exits = np.flatnonzero(columns.pool == number)
-        if size < 2 or not exits.size:
-            continue
-        inside = group == columns.group[exits[0]]
-        found.append(
-            PoolReport(
-                number,
-                size,
-                int(np.count_nonzero(inside)),
-                int(np.count_nonzero(inside & columns.judged)),
-                int(np.count_nonzero(inside & pinned)),
-            )
-        )
-    return tuple(found)
+def _pools(columns: Columns, exits: Index, leaking: Mask) -> tuple[PoolReport, ...]:
+    """Per configured pool the peers whose busiest exit it has."""
+    pool = np.full(columns.peers, -1, np.intp)
+    known = exits >= 0
+    pool[known] = columns.pool[exits[known]]
+    counts = [
+        np.bincount(pool[who & (pool >= 0)], minlength=len(columns.pool_sizes))
+        for who in (known, columns.judged, leaking)
+    ]
+    return tuple(
+        PoolReport(number, size, *(int(count[number]) for count in counts))
+        for number, size in enumerate(columns.pool_sizes)
+        if counts[0][number]
+    )

@@ -34,18 +34,14 @@ def _predictable(report: FamilyReport) -> str:
     name = report.predictor or ""
     one = report.explained[name]
     trials = "flows" if name == "kernel_destination" else "peers"
+    who = "anybody who sees an exit of this relay and one of another relay of this kind"
     if name == "kernel_destination":
-        who = "A site that its visitor also reaches over another relay of this kind"
-    else:
-        who = "Anybody who sees exits of this relay and of another of this kind"
+        who = "a site whose visitor comes back over another relay of this kind"
     return (
-        f"{one.ratio:.0%} of {one.trials:,} {trials} have the exit that {meaning(name)} gives; chance "
-        "would be "
-        f"{_share(one.chance)}. No secret is involved: {who} can tell that it is the same person, and "
-        "what one exit "
-        f"tells about the next is {report.leak_bits:.1f} bits. {_part(report)}A rule whose choice "
-        "depends on a "
-        "secret of this relay, or on nothing at all, would change the verdict."
+        f"{one.ratio:.0%} of {one.trials:,} {trials} have the exit that {meaning(name)} gives; chance would "
+        f"be {_share(one.chance)}. No secret is involved: {who} can tell that it is the same person, and what "
+        f"one exit tells about the next is {report.leak_bits:.1f} bits. {_part(report)}A choice that depends on "
+        "a secret of this relay, or on nothing at all, would change the verdict."
     )
 
 

@@ -3,17 +3,20 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
+from ipaddress import IPv4Address
 
 import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from detector.analysis.observation import Observation, Trials
+from detector.analysis.observation import Loss, Observation, Trials
 from detector.analysis.report import VERDICTS, Verdict
 from detector.analysis.simulation import MAPPINGS, Relay, Traffic, merged, observe, traffic
 from detector.analysis.verdict import judge_family
+from detector.family import Family
 
 NAMES = sorted(set(MAPPINGS) - {"one-to-one"})
 few = settings(max_examples=40, deadline=None)
@@ -159,3 +162,53 @@ def test_loss_never_looks_harmless(made: tuple[Traffic, Relay], lost: int, unatt
     loss = replace(whole.loss, lost=lost, unattributed=unattributed)
     report = judge_family(replace(whole, loss=loss))
     assert report.verdict in {judge_family(whole).verdict, Verdict.UNKNOWN}
+
+
+@st.composite
+def counts(draw: st.DrawFn) -> Observation:
+    """Any counts at all: no traffic would make most of them."""
+    rng = np.random.default_rng(draw(st.integers(0, 2**32)))
+    peers, exits = draw(st.integers(0, 8)), draw(st.integers(0, 6))
+    pools = draw(st.lists(st.sampled_from([1, 2, 6, 2**64]), max_size=20))
+    pairs = rng.permutation(peers * exits)[: draw(st.integers(0, 48))]
+    top = draw(st.sampled_from([1, 4, 600, 2**31]))
+
+    def column(size: int) -> NDArray[np.uint32]:
+        return rng.integers(0, top, size).astype(np.uint32)
+
+    def trials() -> Trials:
+        tried = column(peers)
+        return Trials(tried, rng.binomial(tried, rng.random()).astype(np.uint32), rng.random(peers) * tried)
+
+    flows = column(pairs.size)
+    return Observation(
+        family=Family.IPV4,
+        peers=peers,
+        exits=tuple(IPv4Address(number) for number in range(exits)),
+        pool=rng.integers(-1, len(pools), exits).astype(np.int32),
+        pool_sizes=tuple(pools),
+        peer=(pairs // max(exits, 1)).astype(np.uint32),
+        exit=(pairs % max(exits, 1)).astype(np.uint32),
+        flows=flows,
+        votes=np.minimum(flows, column(pairs.size)),
+        firsts=np.minimum(flows, column(pairs.size)),
+        same_destination=trials(),
+        same_port=trials(),
+        destination_predictor=trials(),
+        predicted={
+            "modulo": rng.integers(-1, max(exits, 1), (peers, len(pools))).astype(np.int32),
+            "mine": rng.integers(-1, max(exits, 1), peers).astype(np.int32),
+        },
+        wide=rng.random(peers) < 0.2,
+        exclusive_map=bool(rng.random() < 0.3),
+        loss=Loss(int(flows.sum())),
+    )
+
+
+@settings(max_examples=200, deadline=None)
+@given(counts())
+def test_any_counts_give_a_report(observation: Observation) -> None:
+    """Whatever is counted, the analysis ends in a report that JSON can hold, without a warning."""
+    with np.errstate(all="raise", under="ignore"):
+        said = json.dumps(judge_family(observation).as_dict(), allow_nan=False)
+    assert json.loads(said)["verdict"] in VERDICTS
