@@ -3,8 +3,8 @@
 
 An edge: it runs the tools and reads two files. CAP_NET_ADMIN is enough for nft and for iptables-nft-save.
 iptables-legacy-save opens a raw socket, so it wants CAP_NET_RAW as well; without it, rules of
-iptables-legacy are reported as not understood. Whether there are any is told by a file that only root, or group
-root, may read. No tool is run that would load a kernel module or take iptables' lock: iptables-legacy-save is
+iptables-legacy are reported as not understood. A file that only root or group root may read tells whether
+there are any. No tool is run that would load a kernel module or take iptables' lock: iptables-legacy-save is
 started only when the kernel already lists a legacy table ``nat``.
 """
 

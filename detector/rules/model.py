@@ -379,6 +379,7 @@ class Match:
         chooser: what gives the number that `values` are compared with, when the condition is a draw.
         sources: the source addresses among `values`, when it is about them.
         unclear: why it may choose among peers in a way that the rule does not tell, or an empty string.
+        origin: the rule whose one look at a draw led here (vmap), else None.
     """
 
     subject: str
@@ -387,6 +388,7 @@ class Match:
     chooser: Chooser | None = None
     sources: tuple[Pool, ...] = field(default=(), repr=False)
     unclear: str = ""
+    origin: Where | None = None
 
     @property
     def about_source(self) -> bool:
@@ -411,6 +413,8 @@ class NatRule:
         matches: everything that limits it, the conditions of the jumps to its chain first.
         mapping: how it chooses the exit.
         flags: of ``persistent``, ``random``, ``fully-random``; the last two are about ports only.
+        inherited: how many of `matches`, the first ones, are conditions of jumps.
+        depth: jumps between the hook and the rule; 0 in a base chain.
     """
 
     families: frozenset[Family]
@@ -419,11 +423,18 @@ class NatRule:
     matches: tuple[Match, ...]
     mapping: Mapping
     flags: frozenset[str] = frozenset()
+    inherited: int = 0
+    depth: int = 0
 
     @property
     def pools(self) -> tuple[Pool, ...]:
         """The pools that exits come from."""
         return self.mapping.pools
+
+    @property
+    def own_matches(self) -> tuple[Match, ...]:
+        """The conditions that are written in the rule itself."""
+        return self.matches[self.inherited :]
 
     @property
     def choosers(self) -> tuple[Chooser, ...]:
@@ -485,6 +496,18 @@ class RuleSet:
     not_understood: tuple[NotUnderstood, ...] = ()
     fingerprint: str = ""
     load_identity: str = ""
+
+
+def one_to_one_rules(rules: RuleSet) -> tuple[NatRule, ...]:
+    """The rules that give a peer an exit of its own: one-to-one maps, and rules for one source each."""
+    return tuple(rule for rule in rules.rules if _is_one_to_one(rule))
+
+
+def _is_one_to_one(rule: NatRule) -> bool:
+    if isinstance(rule.mapping, FieldMap):
+        return rule.mapping.one_to_one and bool(rule.mapping.entries)
+    alone = rule.sources is not None and len(rule.sources) == 1 and rule.sources[0].single
+    return alone and isinstance(rule.mapping, SingleAddress) and not rule.choosers
 
 
 def rule_set(rules: Iterable[NatRule], not_understood: Iterable[NotUnderstood]) -> RuleSet:

@@ -182,7 +182,7 @@ def _entry(table: _Table, chain: str, number: int, rule: AnyMapping[str, Any]) -
     for statement in statements if isinstance(statements, list) else []:
         try:
             limit = _limit(statement, table)
-            branches = () if limit is not None else _branches(statement, table)
+            branches = () if limit is not None else _branches(statement, table, where)
         except Unreadable as why:
             limit, branches = None, (Branch(Unclear(str(why))),)
         if limit is not None:
@@ -196,7 +196,7 @@ def _entry(table: _Table, chain: str, number: int, rule: AnyMapping[str, Any]) -
     return Entry(where, show_rule(statements), families, tuple(matches), branches)
 
 
-def _branches(statement: Json, table: _Table) -> tuple[Branch, ...]:
+def _branches(statement: Json, table: _Table, where: Where) -> tuple[Branch, ...]:
     """What a statement does with the packet; nothing for one that lets it go on.
 
     Raises:
@@ -211,7 +211,7 @@ def _branches(statement: Json, table: _Table) -> tuple[Branch, ...]:
         case "xt":
             return _xt(body)
         case "vmap":
-            return tuple(_vmap(body, table))
+            return tuple(_vmap(body, table, where))
     action = _verdict(statement)
     return (Branch(action),) if action is not None else ()
 
@@ -254,7 +254,7 @@ def _verdict(value: Json) -> Action | None:
     return None
 
 
-def _vmap(body: Json, table: _Table) -> Iterator[Branch]:
+def _vmap(body: Json, table: _Table, where: Where) -> Iterator[Branch]:
     if not isinstance(body, dict) or not {"key", "data"} <= set(body):
         raise Unreadable("its vmap has no shape that nft prints")
     chooser = chooser_of(body["key"])
@@ -266,7 +266,10 @@ def _vmap(body: Json, table: _Table) -> Iterator[Branch]:
         if chooser is not None:
             numbers_of(key)
         sources = _sources(body["key"], [key])
-        yield Branch(action, Match(subject, (show(key),), False, chooser, sources, _by_mark(subject, table)))
+        unclear = _by_mark(subject, table)
+        yield Branch(
+            action, Match(subject, (show(key),), False, chooser, sources, unclear, where if chooser else None)
+        )
 
 
 def _limit(statement: Json, table: _Table) -> Match | None:

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from detector.family import Family
+from detector.rules.choices import joined_choices
 from detector.rules.model import (
     Chosen,
     FieldMap,
@@ -114,7 +115,7 @@ class Walk:
 
     def result(self) -> RuleSet:
         """Everything found, each unclear rule once."""
-        return rule_set(self.rules, dict.fromkeys(self.unread))
+        return rule_set(joined_choices(self.rules), dict.fromkeys(self.unread))
 
 
 @dataclass(slots=True)
@@ -145,10 +146,9 @@ class _Way:
         """What one rule does: the families that get no further in this chain, and those that go back."""
         gone, back = frozenset[Family](), frozenset[Family]()
         for branch in entry.branches:
-            inner = entry.matches if branch.match is None else (*entry.matches, branch.match)
-            went, returned = self._act(entry, branch.action, taken, (*outer, *inner), above)
+            went, returned = self._act(entry, branch, taken, outer, above)
             back |= returned
-            if not inner:
+            if not entry.matches and branch.match is None:
                 gone |= went
                 if not outer and isinstance(branch.action, Translate | Stop):
                     self._close(branch.action, went)
@@ -161,13 +161,15 @@ class _Way:
     def _act(
         self,
         entry: Entry,
-        action: Action,
+        branch: Branch,
         taken: frozenset[Family],
-        matches: tuple[Match, ...],
+        outer: tuple[Match, ...],
         above: tuple[str, ...],
     ) -> tuple[frozenset[Family], frozenset[Family]]:
         none = frozenset[Family]()
-        match action:
+        own = entry.matches if branch.match is None else (*entry.matches, branch.match)
+        matches = (*outer, *own)
+        match branch.action:
             case Jump(target, comes_back):
                 out = self.chain(target, taken, matches, above)
                 return (taken - out, none) if comes_back else (taken, out)
@@ -180,7 +182,10 @@ class _Way:
                 return none, none
             case Translate(mapping, flags):
                 self._doubt(entry, mapping, matches)
-                self.walk.rules.append(NatRule(taken, entry.where, entry.text, matches, mapping, flags))
+                rule = NatRule(
+                    taken, entry.where, entry.text, matches, mapping, flags, len(outer), len(above) - 1
+                )
+                self.walk.rules.append(rule)
                 return (taken if _is_total(mapping) else none), none
 
     def _doubt(self, entry: Entry, mapping: Mapping, matches: tuple[Match, ...]) -> None:
