@@ -64,7 +64,8 @@ class Observation:
         same_destination: trials of "again to a known destination from a new source port: the same exit?".
         same_port: trials of "again from a known source port to a new destination: the same exit?".
         destination_predictor: votes that `kernel_destination` was tried on, and hit.
-        predicted: per predictor of the tunnel address alone, shape (P,): index into `exits`, -1 for none.
+        predicted: per predictor of the tunnel address alone, shape (P, K) for K pools, or (P,) where one
+            prediction stands for all of them: index into `exits`, -1 for none.
         wide: shape (P,), bool: the slot is a network, not one address, so it cannot be judged as a peer.
         exclusive_map: the rules map peers to exits one to one.
     """

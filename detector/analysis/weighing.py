@@ -118,7 +118,9 @@ def _destinations_link(
     if not (sure or linked.any()):
         return False
     other = pair_contrast(columns, population, consistency, columns.peer_votes, rest)
-    if other.log_p > LOG_LEVEL:
+    if not other.peers:
+        return not pinned.any()
+    if other.log_p > LOG_LEVEL and 2 * (other.corrected or 0.0) < (again.corrected or 0.0):
         return True
     both = rest & (columns.peer_votes > 1)
     more = true[both] / tried[both] - consistency[both]

@@ -39,9 +39,9 @@ def _predictable(report: FamilyReport) -> str:
         who = "a site whose visitor comes back over another relay of this kind"
     return (
         f"{one.ratio:.0%} of {one.trials:,} {trials} have the exit that {meaning(name)} gives; chance would "
-        f"be {_share(one.chance)}. No secret is involved: {who} can tell that it is the same person, and what "
-        f"one exit tells about the next is {report.leak_bits:.1f} bits. {_part(report)}A choice that depends on "
-        "a secret of this relay, or on nothing at all, would change the verdict."
+        f"be {_share(one.chance)}. No secret is involved: {who} can tell that it is the same person, and "
+        f"what one exit tells about the next is {report.leak_bits:.1f} bits. {_part(report)}A choice that "
+        "depends on a secret of this relay, or on nothing at all, would change the verdict."
     )
 
 

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import functools
 from dataclasses import replace
 from ipaddress import IPv6Address
 
@@ -146,6 +147,24 @@ def test_a_leak_of_one_pool_is_found_among_pools() -> None:
         report = judge_family(beside(harmless, simulated(leak, pool_size=11, seed=2)))
         assert report.verdict is (Verdict.PREDICTABLE if leak == "persistent" else Verdict.PINNED)
         assert [pool.flagged > 0 for pool in report.pools] == [False, True]
+
+
+def test_many_small_pools() -> None:
+    """With more pools than are told apart, the leak is found still, and each pool has its own peers."""
+    rng = np.random.default_rng(3)
+    made = [relay(rng, MAPPINGS["jhash"], 4, traffic(rng, 10, 24, 12)) for _ in range(20)]
+    report = judge_family(functools.reduce(beside, made))
+    assert report.verdict is Verdict.PINNED
+    assert [pool.peers for pool in report.pools] == [10] * 20
+
+
+def test_quiet_peers_of_a_pinned_relay_add_no_finding() -> None:
+    """Peers that visit one site only, beside pinned ones, do not make destinations look linked as well."""
+    rng = np.random.default_rng(3)
+    busy = traffic(rng, 60, 40, 12)
+    one_site = (busy.peer >= 30) & (np.arange(busy.peer.size) > 60)
+    flows = replace(busy, destination=np.where(one_site, 10**6, busy.destination))
+    assert judge_family(relay(rng, MAPPINGS["jhash"], 16, flows)).findings == (Verdict.PINNED,)
 
 
 def test_having_a_pool_is_no_leak() -> None:
