@@ -117,13 +117,15 @@ def write_sysctls(namespace: Namespace, values: Mapping[str, int] | Mapping[str,
 
 
 class Claim:
-    """A lab's id and the lock that tells others that it lives."""
+    """A lab's id, a folder for its files, and the lock that tells others that it lives."""
 
     def __init__(self) -> None:
         LOCKS.mkdir(mode=0o755, exist_ok=True)
         self.lab = secrets.token_hex(3)
         self._file = _lock_path(self.lab).open("x")
         fcntl.flock(self._file, fcntl.LOCK_EX)
+        self.folder = LOCKS / self.lab
+        self.folder.mkdir(mode=0o700)
 
     def namespace(self, role: str) -> Namespace:
         """The name of this lab's namespace for the hosts of one kind."""
@@ -150,13 +152,14 @@ def sweep() -> list[str]:
 
 
 def remove(lab: str) -> None:
-    """Remove the processes, namespaces, WireGuard sockets and claim of one lab, as far as they are there."""
+    """Remove the processes, namespaces, sockets, files and claim of one lab, as far as they are there."""
     namespaces = sorted(NAMESPACES.glob(f"exitprint-{lab}-*"))
     _kill_inside(namespaces)
     for socket in UAPI.glob(f"*{lab}*.sock"):
         socket.unlink(missing_ok=True)
     if namespaces:
         ip_batch((f"netns del {path.name}" for path in namespaces), force=True)
+    shutil.rmtree(LOCKS / lab, ignore_errors=True)
     _lock_path(lab).unlink(missing_ok=True)
 
 

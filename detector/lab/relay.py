@@ -85,6 +85,7 @@ class Lab:
 
     Attributes:
         id: what the names of all that belongs to the lab hold.
+        folder: for files that go when the lab goes.
         peers: with their keys and tunnel addresses.
         relay: the namespace in which the service runs; `clients` and `internet` are the others.
         wireguard_interface, exit_interface: the relay's.
@@ -138,7 +139,7 @@ class Lab:
         sweep()
         claim = Claim()
         self._stack.callback(claim.release)
-        self.id = claim.lab
+        self.id, self.folder = claim.lab, claim.folder
         self.clients, self.relay, self.internet = map(claim.namespace, ("peers", "relay", "internet"))
         self.wireguard_interface = f"wg0-{self.id}"
         self._progress("making namespaces")

@@ -177,9 +177,9 @@ class Sender:
             sock.close()
             # The problem's own words would name addresses.
             name = errno.errorcode.get(problem.errno or 0, "unknown error")
-            raise HostError(
-                f"a {flow.protocol.upper()} socket of a peer could not be opened: {name}"
-            ) from None
+            hint = "has a wireguard-go of the lab ended?" if problem.errno == errno.ENODEV else ""
+            what = f"a {flow.protocol.upper()} socket of a peer could not be opened: {name}"
+            raise HostError(what, hint) from None
         self._poll.register(sock, select.EPOLLOUT if stream else select.EPOLLIN)
         self._pending[sock.fileno()] = _Pending(sock, payload, time.monotonic(), stream)
 
