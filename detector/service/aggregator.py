@@ -19,8 +19,6 @@ from dataclasses import replace
 from types import FrameType
 from typing import Any
 
-import structlog
-
 from detector import logs
 from detector.analysis.report import Report
 from detector.analysis.verdict import judge
@@ -30,6 +28,7 @@ from detector.family import Family
 from detector.kernel import bpf
 from detector.kernel.drain import Drained
 from detector.kernel.tables import set_control
+from detector.logs import get_logger
 from detector.service import inspect, privileges, web
 from detector.service.channel import Channel, Closed, Message
 from detector.service.counting import SHAPE, KernelCounts
@@ -38,9 +37,9 @@ from detector.service.memory import resident_bytes
 from detector.service.observing import PoolRanges, observe
 from detector.service.roster import Exits, Member, Roster
 from detector.service.snapshot import About, Snapshot, samples, status
-from detector.service.window import Window
+from detector.service.window import Counts, Window
 
-_log = structlog.get_logger()
+_log = get_logger()
 
 _LATE = 3  # intervals without a good cycle after which the service is not healthy
 
@@ -155,9 +154,9 @@ class Aggregator:
         ]
         report = judge([one.observation for one in observed])
         judged = time.monotonic()
-        self._publish(report, {"collect": collected - started, "judge": judged - collected})
+        self._publish(report, counts, {"collect": collected - started, "judge": judged - collected})
 
-    def _publish(self, report: Report, durations: Mapping[str, float]) -> None:
+    def _publish(self, report: Report, counts: Counts, durations: Mapping[str, float]) -> None:
         before = self.snapshot
         since = before.since if before.report and before.report.verdict is report.verdict else time.time()
         self.snapshot = Snapshot(
@@ -169,7 +168,11 @@ class Aggregator:
             durations=durations,
             outcomes=self._counts.outcomes(),
             drained_rows=self._counts.drained_rows,
-            fill={"pairs": self._counts.last_drained, "peers": self._roster.present},
+            fill={
+                "pairs": self._counts.last_drained,
+                "peers": self._roster.present,
+                "window": len(counts.pairs.keys),
+            },
             refused_peers=self._refused,
             resident={"sensor": self._sensor_rss, "aggregator": resident_bytes()},
             run_time=bpf.run_time(self._maps["program"]),

@@ -20,12 +20,11 @@ from dataclasses import dataclass
 from types import FrameType
 from typing import Any
 
-import structlog
-
 from detector import logs
 from detector.config import Config
 from detector.errors import EXIT_HOST, ExitprintError
 from detector.kernel import tables
+from detector.logs import get_logger
 from detector.peers.model import Snapshot
 from detector.peers.read import read_peers
 from detector.peers.slots import Changes, Slot, SlotTable
@@ -36,7 +35,7 @@ from detector.service.mapping import read_mapping
 from detector.service.memory import resident_bytes
 from detector.service.watch import Told
 
-_log = structlog.get_logger()
+_log = get_logger()
 
 _ACCESS = "the peers of the WireGuard interface"
 _PATIENCE = 1.5  # seconds that the aggregator has to end by itself

@@ -16,16 +16,15 @@ import time
 from pathlib import Path
 from typing import Any, NoReturn
 
-import structlog
-
 from detector import logs
 from detector.config import Config
 from detector.errors import HostError, UsageError
 from detector.kernel.loader import Loaded, load
+from detector.logs import get_logger
 from detector.service import inspect
 from detector.service.web import listen
 
-_log = structlog.get_logger()
+_log = get_logger()
 
 _CONNTRACK = Path("/proc/sys/net/netfilter/nf_conntrack_max")
 _FALLBACK_USER = "nobody"

@@ -3,9 +3,8 @@
 
 from __future__ import annotations
 
-import structlog
-
 from detector.errors import ExitprintError
+from detector.logs import get_logger
 
 
 class Told:
@@ -21,9 +20,9 @@ class Told:
             return
         self._standing[topic] = text
         details = {"reason": str(error)} if error else {}
-        structlog.get_logger().warning(event, **details, **({} if count is None else {"count": count}))
+        get_logger().warning(event, **details, **({} if count is None else {"count": count}))
 
     def clear(self, topic: str) -> None:
         """It is over."""
         if self._standing.pop(topic, None) is not None:
-            structlog.get_logger().info("over", topic=topic)
+            get_logger().info("over", topic=topic)
