@@ -8,10 +8,12 @@ the remedies §7. A judgement is about the rule alone, whatever the traffic is.
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from enum import StrEnum
 
+from detector.family import Family
 from detector.rules.model import (
     Chosen,
     FieldMap,
@@ -105,9 +107,40 @@ class _Finding:
     predictor: str | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class _Around:
+    """What a rule to one exit has to be seen with: the other rules to one exit.
+
+    Attributes:
+        exclusive: `id` of the rules that give a peer an exit of its own.
+        peers: by family, how many of them stand for one source each.
+        split: by family, the exits of rules that each take some sources to one exit.
+        drawn: the exits of rules that each take some draws to one exit.
+    """
+
+    exclusive: frozenset[int]
+    peers: Counter[Family]
+    split: dict[Family, tuple[Pool, ...]]
+    drawn: tuple[Pool, ...]
+
+    @classmethod
+    def of(cls, rules: RuleSet) -> _Around:
+        """What this rule set has."""
+        alone = one_to_one_rules(rules)
+        single = [one for one in rules.rules if isinstance(one.mapping, SingleAddress)]
+        split = [one.pools[0] for one in single if _splits_sources(one)]
+        return cls(
+            frozenset(id(one) for one in alone),
+            Counter(one.pools[0].family for one in alone if isinstance(one.mapping, SingleAddress)),
+            {family: normalised(pool for pool in split if pool.family == family) for family in Family},
+            normalised(one.pools[0] for one in single if one.choosers),
+        )
+
+
 def audit(rules: RuleSet) -> tuple[Judgement, ...]:
     """One judgement for each rule, in the kernel's order, then one for each that is not understood."""
-    judged = [_judge(rule, rules) for rule in rules.rules]
+    around = _Around.of(rules)
+    judged = [_judge(rule, around) for rule in rules.rules]
     unread = [
         Judgement(
             where=str(one.where),
@@ -137,11 +170,11 @@ def _once(judged: Sequence[Judgement]) -> tuple[Judgement, ...]:
     return tuple(worst.values())
 
 
-def _judge(rule: NatRule, rules: RuleSet) -> Judgement:
-    finding = _find(rule, rules)
+def _judge(rule: NatRule, around: _Around) -> Judgement:
+    finding = _find(rule, around)
     exits = sum(pool.size for pool in normalised(rule.pools))
     leaks = finding.severity is Severity.CRITICAL
-    remedy = remedy_for(rule, _shared(rule, rules)) if leaks else None
+    remedy = remedy_for(rule, _shared(rule, around)) if leaks else None
     return Judgement(
         where=str(rule.where),
         text=rule.text,
@@ -157,19 +190,18 @@ def _judge(rule: NatRule, rules: RuleSet) -> Judgement:
     )
 
 
-def _shared(rule: NatRule, rules: RuleSet) -> tuple[Pool, ...]:
+def _shared(rule: NatRule, around: _Around) -> tuple[Pool, ...]:
     """The exits for a remedy: the rule's own; for rules to one exit each, those of all of them."""
     if not isinstance(rule.mapping, SingleAddress):
         return normalised(rule.pools)
-    sisters = [one for one in rules.rules if isinstance(one.mapping, SingleAddress) and _splits_sources(one)]
-    return normalised(pool for one in sisters for pool in one.pools if pool.family in rule.families)
+    return around.drawn if rule.choosers else around.split.get(rule.pools[0].family, ())
 
 
 def _splits_sources(rule: NatRule) -> bool:
     return any(one.about_source and not one.negated for one in rule.matches)
 
 
-def _find(rule: NatRule, rules: RuleSet) -> _Finding:
+def _find(rule: NatRule, around: _Around) -> _Finding:
     mapping = rule.mapping
     match mapping:
         case RangeHash(pool, persistent):
@@ -179,9 +211,9 @@ def _find(rule: NatRule, rules: RuleSet) -> _Finding:
         case Chosen():
             return _chosen(rule, mapping)
         case FieldMap():
-            return _field_map(rule, mapping, rules)
+            return _field_map(rule, mapping, around)
         case SingleAddress():
-            return _single(rule, rules)
+            return _single(rule, around)
         case Masquerade():
             why = (
                 "Everybody whom the rule takes leaves by the outgoing interface's address: it tells nothing."
@@ -293,9 +325,9 @@ def _jhash(chooser: JHash, bits: float) -> _Finding:
     return _Finding("destination_linked" if site else "pinned", Severity.WARNING, reach, bits, why)
 
 
-def _field_map(rule: NatRule, mapping: FieldMap, rules: RuleSet) -> _Finding:
+def _field_map(rule: NatRule, mapping: FieldMap, around: _Around) -> _Finding:
     widest = max((entry.exits for entry in mapping.entries), key=lambda pool: pool.size, default=None)
-    if rule in one_to_one_rules(rules):
+    if id(rule) in around.exclusive:
         return _one_to_one(len(mapping.entries))
     if widest is not None and not widest.single:
         found = _range_hash(rule, widest, mapping.persistent)
@@ -312,22 +344,17 @@ def _field_map(rule: NatRule, mapping: FieldMap, rules: RuleSet) -> _Finding:
     return _groups(exits)
 
 
-def _single(rule: NatRule, rules: RuleSet) -> _Finding:
-    if rule in one_to_one_rules(rules):
-        return _one_to_one(len([one for one in one_to_one_rules(rules) if one.families == rule.families]))
-    sisters = [
-        one for one in rules.rules if isinstance(one.mapping, SingleAddress) and one.families == rule.families
-    ]
+def _single(rule: NatRule, around: _Around) -> _Finding:
+    if id(rule) in around.exclusive:
+        return _one_to_one(around.peers[rule.pools[0].family])
     if rule.choosers:
         drawn = [one for one in rule.choosers if isinstance(one, JHash)]
-        exits = len({one.pools for one in sisters if one.choosers})
-        bits = math.log2(max(exits, 2))
-        return _jhash(drawn[0], bits) if drawn else _draws_of(rule)
-    if _splits_sources(rule):
-        exits = len({one.pools for one in sisters if _splits_sources(one)})
+        exits = sum(pool.size for pool in around.drawn if pool.family == rule.pools[0].family)
+        return _jhash(drawn[0], math.log2(max(exits, 2))) if drawn else _draws_of(rule)
+    exits = sum(pool.size for pool in around.split.get(rule.pools[0].family, ()))
+    if _splits_sources(rule) and exits > 1:
         masked = any(one.about_source and not one.sources for one in rule.matches)
-        if exits > 1:
-            return _modulo(exits) if masked else _groups(exits)
+        return _modulo(exits) if masked else _groups(exits)
     return _one_exit()
 
 

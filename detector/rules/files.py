@@ -29,6 +29,7 @@ for name in "$@"; do
 done
 nft -f /dev/stdin || exit 9
 nft -j list ruleset
+nft -t list ruleset
 """
 _INTERFACE = re.compile(r"\b(?:iif|oif|devices?)\s*(?:[!=]=)?\s*(\{[^}]*\}|=\s*\{[^}]*\}|\S+)")
 _NAME = re.compile(r"[A-Za-z0-9_][\w.-]{0,14}")
@@ -69,11 +70,12 @@ def read_rules_text(text: str, folder: Path | None = None) -> RuleSet:
         return read_nft_json(text)
     if re.search(r"^\*\w+\s*$", text, re.MULTILINE):
         return read_iptables_save(text)
-    return read_nft_json(_listed(text, folder))
+    listing, _, outline = _listed(text, folder).partition("\n")
+    return read_nft_json(listing, outline)
 
 
 def _listed(text: str, folder: Path | None) -> str:
-    """The text as `nft -j list ruleset` prints it.
+    """The text as `nft -j list ruleset` prints it, in one line, and after it as `nft -t list ruleset` does.
 
     Raises:
         UsageError: nft refuses the text.

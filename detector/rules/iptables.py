@@ -188,7 +188,7 @@ def _entry(where: Where, line: str, block: _Block, marked: bool) -> Entry:
         at = next((at for at, one in enumerate(options) if one.name in {"-j", "-g"}), len(options))
         matches = tuple(_matches(options[:at], where.family, marked))
         action = _action(options[at:], block) if at < len(options) else None
-    except (Unreadable, ValueError) as why:
+    except (Unreadable, ValueError, OverflowError) as why:
         reason = str(why) if isinstance(why, Unreadable) else "its words are not what iptables-save prints"
         return Entry(where, text, families, (), (Branch(Unclear(reason)),))
     return Entry(where, text, families, matches, (Branch(action),) if action is not None else ())

@@ -16,11 +16,11 @@ import subprocess
 from dataclasses import replace
 from pathlib import Path
 
-from detector.errors import HostError, NotYet
+from detector.errors import HostError, NotYet, UsageError
 from detector.family import Family
 from detector.rules.iptables import nat_families, read_iptables_save
 from detector.rules.model import NotUnderstood, RuleSet, Where, rule_set
-from detector.rules.nftables import read_nft_json
+from detector.rules.nftables import needs_outline, read_nft_json
 
 TIMEOUT = 10.0
 """Seconds that a tool may take; 20,000 elements take nft under one."""
@@ -100,7 +100,7 @@ def _hopeless(one: NotUnderstood) -> NotUnderstood:
     """iptables-save was asked and does not show this rule either."""
     if not one.compat:
         return one
-    return replace(one, reason="it was written by iptables-nft, but iptables-save cannot show its table")
+    return replace(one, reason="it was written by iptables-nft, and no iptables-save shows its table")
 
 
 def _tool(name: str, variant: str) -> str | None:
@@ -120,7 +120,13 @@ def _nft(timeout: float) -> RuleSet | None:
     tool = shutil.which("nft", path=_SEARCH)
     if tool is None:
         return None
-    return read_nft_json(_run([tool, "-j", "list", "ruleset"], timeout))
+    listing = _run([tool, "-j", "list", "ruleset"], timeout)
+    outline = _run([tool, "-t", "list", "ruleset"], timeout) if needs_outline(listing) else ""
+    try:
+        return read_nft_json(listing, outline)
+    except UsageError as error:
+        hint = "nft 1.0.6 may fail on tables with flags: remove the flags of the table"
+        raise HostError(f"what nft lists cannot be read: {error.what}", hint) from error
 
 
 def _save(family: Family, timeout: float) -> str:

@@ -11,6 +11,7 @@ a tunnel address are therefore left out of ``repr``; a log names a rule by its `
 from __future__ import annotations
 
 import hashlib
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from enum import StrEnum
@@ -458,6 +459,13 @@ class NatRule:
         named = [one.sources for one in self.matches if one.sources and not one.negated]
         return named[-1] if named else None
 
+    @property
+    def is_one_pair(self) -> bool:
+        """Whether it takes a single source address to a single exit."""
+        sources = self.sources
+        alone = sources is not None and len(sources) == 1 and sources[0].single
+        return alone and isinstance(self.mapping, SingleAddress) and not self.choosers
+
     def may_take(self, source: Address) -> bool:
         """Whether its conditions on the source address let this one in; others are not looked at."""
         return family_of(source) in self.families and all(
@@ -500,14 +508,24 @@ class RuleSet:
 
 def one_to_one_rules(rules: RuleSet) -> tuple[NatRule, ...]:
     """The rules that give a peer an exit of its own: one-to-one maps, and rules for one source each."""
-    return tuple(rule for rule in rules.rules if _is_one_to_one(rule))
+    named = Counter(pool for rule in rules.rules for pool in set(rule.pools) if not rule.is_one_pair)
+    sources: dict[Pool, set[Pool]] = {}
+    for rule in rules.rules:
+        if rule.is_one_pair and rule.sources:
+            sources.setdefault(rule.pools[0], set()).add(rule.sources[0])
+    shared = [pool for pool in named if not pool.single]
+    alone = {
+        exits
+        for exits, of in sources.items()
+        if len(of) == 1 and not named[exits] and not any(map(exits.overlaps, shared))
+    }
+    return tuple(rule for rule in rules.rules if _is_one_to_one(rule, alone))
 
 
-def _is_one_to_one(rule: NatRule) -> bool:
+def _is_one_to_one(rule: NatRule, alone: set[Pool]) -> bool:
     if isinstance(rule.mapping, FieldMap):
         return rule.mapping.one_to_one and bool(rule.mapping.entries)
-    alone = rule.sources is not None and len(rule.sources) == 1 and rule.sources[0].single
-    return alone and isinstance(rule.mapping, SingleAddress) and not rule.choosers
+    return rule.is_one_pair and rule.pools[0] in alone
 
 
 def rule_set(rules: Iterable[NatRule], not_understood: Iterable[NotUnderstood]) -> RuleSet:

@@ -72,22 +72,42 @@ class _Table:
     rules: dict[str, list[AnyMapping[str, Any]]] = field(default_factory=dict)
     maps: dict[str, Json] = field(default_factory=dict)
     marked: bool = False
+    dormant: bool = False
 
 
-def read_nft_json(text: str) -> RuleSet:
+def read_nft_json(text: str, outline: str = "") -> RuleSet:
     """The source-NAT rules of ``nft -j list ruleset``.
+
+    Args:
+        text: the listing.
+        outline: what ``nft -t list ruleset`` prints, where `needs_outline` asks for it.
 
     Raises:
         UsageError: the text is not nft's JSON.
     """
     try:
-        return _read(text)
+        return _read(text, _dormant(outline))
     except RecursionError as error:
         raise UsageError("the nftables listing is nested too deeply", HINT) from error
 
 
-def _read(text: str) -> RuleSet:
-    tables = _tables(_objects(text))
+def needs_outline(text: str) -> bool:
+    """Whether a table has flags: nft 1.0.6 prints a stray string in their place (text tells them right)."""
+    return bool(re.search(r'\{"table": \{[^{}]*"flags"', text))
+
+
+def _dormant(outline: str) -> frozenset[tuple[str, str]]:
+    """The tables that are switched off, by family and name."""
+    heads = re.findall(r"^table (\w+) (\S+) \{[^\n]*\n\tflags ([^\n]*)", outline, re.MULTILINE)
+    return frozenset((family, name) for family, name, flags in heads if "dormant" in flags)
+
+
+def _read(text: str, dormant: frozenset[tuple[str, str]]) -> RuleSet:
+    tables = {
+        key: table
+        for key, table in _tables(_objects(text)).items()
+        if key not in dormant and not table.dormant
+    }
     compiled = {key: _compile(table) for key, table in tables.items()}
     bases = [(prio, key, chain) for key, table in tables.items() for chain, prio in table.base]
     walk = Walk()
@@ -122,6 +142,7 @@ def _tables(objects: Iterable[tuple[str, AnyMapping[str, Any]]]) -> dict[tuple[s
         table = tables.setdefault((family, name), _Table(family, name))
         if kind == "table":
             table.handle = _number(body.get("handle"))
+            table.dormant = "dormant" in as_list(body.get("flags"))
         elif kind == "chain" and body.get("type") == "nat" and body.get("hook") == "postrouting":
             table.base.append((str(body.get("name")), _number(body.get("prio")) or 0))
         elif kind in {"map", "set"}:
@@ -330,7 +351,7 @@ def _sources(left: Json, values: Iterable[Json]) -> tuple[Pool, ...]:
 def _families_of(limit: Match) -> frozenset[Family]:
     """The families that a condition leaves."""
     word = limit.subject.split(" ", 1)[0]
-    if word in {"ip", "ip6"} and not limit.negated:
+    if word in {"ip", "ip6"}:  # a negated one too: nft asks for the family first
         return frozenset({_BY_WORD[word]})
     if limit.subject in {"meta nfproto", "meta protocol"} and limit.values:
         named = frozenset(_BY_WORD[one] for one in limit.values if one in _BY_WORD)

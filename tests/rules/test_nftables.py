@@ -35,7 +35,7 @@ from detector.rules.model import (
     SingleAddress,
     SymHash,
 )
-from detector.rules.nftables import read_nft_json
+from detector.rules.nftables import needs_outline, read_nft_json
 
 FIXTURES = Path(__file__).parent / "fixtures"
 ZOO = (FIXTURES / "zoo.json").read_text()
@@ -178,7 +178,7 @@ def test_maps_of_fields(zoo: RuleSet, text: str, one_to_one: bool, exits: str) -
 def test_single_exits(zoo: RuleSet) -> None:
     """Masquerade, one address and ports alone are each their own mapping."""
     assert the(zoo, 'oifname "eth1" masquerade').mapping == Masquerade()
-    assert the(zoo, "10.4.0.1").mapping == SingleAddress(ip_address("203.0.113.7"))
+    assert the(zoo, "10.4.0.1").mapping == SingleAddress(ip_address("203.0.113.40"))
     assert the(zoo, "snat to :1024-65535").mapping == PortsOnly()
 
 
@@ -360,3 +360,54 @@ def test_this_nft_prints_the_same() -> None:
     live, recorded = read_nft_json(done.stdout), read_nft_json(ZOO)
     assert [rule.text for rule in live.rules] == [rule.text for rule in recorded.rules]
     assert live.fingerprint == recorded.fingerprint
+
+
+@pytest.mark.parametrize(
+    ("flags", "outline"), [("dormant", ""), (["dormant"], ""), ("ip", "table ip nat {\n\tflags dormant\n")]
+)
+def test_a_dormant_table_does_nothing(flags: Any, outline: str) -> None:
+    """A table that is switched off has no rules; where nft 1.0.6 garbles the flag, its text tells."""
+    text = ruleset([[{"masquerade": None}]]).replace(
+        '"handle": 1}', f'"handle": 1, "flags": {json.dumps(flags)}}}', 1
+    )
+    assert needs_outline(text)
+    assert not read_nft_json(text, outline).rules
+    assert not needs_outline(ruleset([[{"masquerade": None}]]))
+
+
+def test_a_garbled_flag_alone_switches_nothing_off() -> None:
+    """Without the text, a table with an unknown flag counts."""
+    text = ruleset([[{"masquerade": None}]]).replace('"handle": 1}', '"handle": 1, "flags": "ip"}', 1)
+    assert len(read_nft_json(text).rules) == 1
+
+
+def test_a_condition_on_one_family_leaves_the_other() -> None:
+    """In an inet table, even a negated condition on an IPv4 field takes IPv4 alone."""
+    match = {
+        "match": {"op": "!=", "left": {"payload": {"protocol": "ip", "field": "saddr"}}, "right": "10.0.0.1"}
+    }
+    text = ruleset([[match, {"masquerade": None}]]).replace('"family": "ip"', '"family": "inet"')
+    assert [rule.families for rule in read_nft_json(text).rules] == [{Family.IPV4}]
+
+
+@pytest.mark.root
+@pytest.mark.parametrize(
+    "reload", ["nft flush ruleset; nft -f {zoo}", "nft flush chain ip nat post; nft -f {zoo}"]
+)
+def test_a_reload_is_a_new_load(what: str) -> None:
+    """The same rules loaded again have the same fingerprint and another load identity: seeds are drawn anew."""
+    if not (shutil.which("nft") and shutil.which("unshare")):
+        pytest.skip("nft and unshare are not here")
+    rules = "table ip nat { chain post { type nat hook postrouting priority 100; snat to jhash ip saddr mod 2 map "
+    rules += "{ 0 : 203.0.113.1, 1 : 203.0.113.2 }; }; }"
+    script = f"""
+        nft '{rules}'; nft -j list ruleset; nft -j list ruleset
+        nft flush {what}; nft '{rules}'; nft -j list ruleset
+    """
+    done = subprocess.run(["unshare", "-n", "sh", "-c", script], capture_output=True, text=True, check=False)
+    if done.returncode:
+        pytest.skip(f"this machine cannot load the rules: {done.stderr[:200]}")
+    first, same, later = (read_nft_json(line) for line in done.stdout.splitlines() if line)
+    assert first == same
+    assert later.fingerprint == first.fingerprint
+    assert later.load_identity != first.load_identity

@@ -97,7 +97,7 @@ def test_pools_of_the_rules() -> None:
     """What shares an address is joined, what only touches stays apart, and masquerade adds none."""
     made = effective_pools(read_nft_json(ZOO))
     assert [" ".join(map(str, pool.ranges)) for pool in made] == [
-        "203.0.113.0-203.0.113.15",
+        "203.0.113.0-203.0.113.15 203.0.113.40",
         "203.0.113.16-203.0.113.31",
         "203.0.113.68-203.0.113.126",
         "2001:db8::-2001:db8:1::40",
