@@ -38,10 +38,10 @@ def _family(name: str, rows: Iterable[tuple[tuple[str, ...], float]]) -> Metric:
     if about.kind == "info":
         info = InfoMetricFamily(PREFIX + name, about.help)
         for labels, _ in rows:
-            info.add_metric((), dict(zip(about.labels, labels, strict=True)))
+            info.add_metric((), dict(zip(about.label_names, labels, strict=True)))
         return info
     kind = CounterMetricFamily if about.kind == "counter" else GaugeMetricFamily
-    family = kind(PREFIX + name, about.help, labels=about.labels)
+    family = kind(PREFIX + name, about.help, labels=about.label_names, unit=about.unit)
     for labels, value in rows:
         family.add_metric(labels, value)
     return family

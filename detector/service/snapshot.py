@@ -11,7 +11,8 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 
 from detector import __version__
-from detector.analysis.report import VERDICTS, FamilyReport, Report
+from detector.analysis.predictors import NAMES
+from detector.analysis.report import VERDICTS, AnonymityReport, FamilyReport, Reason, Report
 from detector.config import Config
 from detector.family import Family
 from detector.kernel.bpf import RunTime
@@ -121,6 +122,7 @@ def samples(now: Snapshot, about: About) -> Samples:
     }
     if now.report:
         found["coverage_ratio"] = [((), now.report.coverage)]
+        found["verdict_since_timestamp_seconds"] = [((), now.since)]
         for family, report in now.report.families.items():
             for name, rows in _family(family, report).items():
                 found.setdefault(name, []).extend(rows)
@@ -144,12 +146,38 @@ def _lost(now: Snapshot) -> Rows:
 def _family(family: Family, report: FamilyReport) -> dict[str, Rows]:
     return {
         "relay_verdict": [((family, verdict), float(verdict is report.verdict)) for verdict in VERDICTS],
+        "verdict_unknown_reason": [((family, reason), float(reason in report.reasons)) for reason in Reason],
+        "mapping_predictor": [((family, name), float(name == report.predictor)) for name in NAMES],
         "mapping_explained_ratio": [((family, name), one.ratio) for name, one in report.explained.items()],
         "mapping_chance_ratio": [((family, name), one.chance) for name, one in report.explained.items()],
-        "consistency_ratio": [
-            ((family, contrast), k) for contrast, k in report.consistency.items() if k is not None
-        ],
         "leak_bits": [((family,), report.leak_bits)],
-        "peers": [((family, verdict), count) for verdict, count in report.peers_by_verdict.items()],
+        "leaking_peers_ratio": [((family,), report.leaking_share)],
+        "peers": [((family, verdict), report.peers_by_verdict.get(verdict, 0)) for verdict in VERDICTS],
+        "judged_peers": [((family,), report.judged)],
         "exit_addresses": [((family, "in_use"), report.exits), ((family, "configured"), report.pool_size)],
+        "anonymity_set_peers": _anonymity_set(family, report.anonymity_set),
+        **_consistency(family, report),
+    }
+
+
+def _anonymity_set(family: Family, peers: AnonymityReport | None) -> Rows:
+    if peers is None:
+        return []
+    return [
+        ((family, "min"), peers.least),
+        ((family, "median"), peers.median),
+        ((family, "effective_min"), peers.effective_least),
+        ((family, "effective_median"), peers.effective_median),
+    ]
+
+
+def _consistency(family: Family, report: FamilyReport) -> dict[str, Rows]:
+    """The contrasts that were tried, against chance."""
+    tried = {name: one for name, one in report.contrasts.items() if one.peers}
+    return {
+        "consistency_ratio": [
+            ((family, name), one.corrected) for name, one in tried.items() if one.corrected is not None
+        ],
+        "consistency_observed_ratio": [((family, name), one.observed) for name, one in tried.items()],
+        "consistency_chance_ratio": [((family, name), one.chance) for name, one in tried.items()],
     }
