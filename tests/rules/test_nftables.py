@@ -391,11 +391,9 @@ def test_a_condition_on_one_family_leaves_the_other() -> None:
 
 
 @pytest.mark.root
-@pytest.mark.parametrize(
-    "reload", ["nft flush ruleset; nft -f {zoo}", "nft flush chain ip nat post; nft -f {zoo}"]
-)
+@pytest.mark.parametrize("what", ["ruleset", "chain ip nat post"])
 def test_a_reload_is_a_new_load(what: str) -> None:
-    """The same rules loaded again have the same fingerprint and another load identity: seeds are drawn anew."""
+    """The same rules loaded again have the same fingerprint and another load identity."""
     if not (shutil.which("nft") and shutil.which("unshare")):
         pytest.skip("nft and unshare are not here")
     rules = "table ip nat { chain post { type nat hook postrouting priority 100; snat to jhash ip saddr mod 2 map "
