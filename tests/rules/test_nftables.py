@@ -396,8 +396,9 @@ def test_a_reload_is_a_new_load(what: str) -> None:
     """The same rules loaded again have the same fingerprint and another load identity."""
     if not (shutil.which("nft") and shutil.which("unshare")):
         pytest.skip("nft and unshare are not here")
-    rules = "table ip nat { chain post { type nat hook postrouting priority 100; snat to jhash ip saddr mod 2 map "
-    rules += "{ 0 : 203.0.113.1, 1 : 203.0.113.2 }; }; }"
+    chain = "type nat hook postrouting priority 100; "
+    chain += "snat to jhash ip saddr mod 2 map { 0 : 203.0.113.1, 1 : 203.0.113.2 }; "
+    rules = f"table ip nat {{ chain post {{ {chain} }}; }}"
     script = f"""
         nft '{rules}'; nft -j list ruleset; nft -j list ruleset
         nft flush {what}; nft '{rules}'; nft -j list ruleset
