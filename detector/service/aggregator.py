@@ -16,6 +16,7 @@ import sys
 import time
 from collections.abc import Mapping
 from dataclasses import replace
+from itertools import takewhile
 from types import FrameType
 from typing import Any
 
@@ -41,10 +42,12 @@ from detector.service.window import Counts, Window
 
 _log = get_logger()
 
+_SIGNALS = (signal.SIGTERM, signal.SIGINT)
+_PATIENCE = 1  # seconds that ending may take
 _LATE = 3  # intervals without a good cycle after which the service is not healthy
 
 
-class Stopped(Exception):
+class Stopped(BaseException):
     """A signal or the sensor asks us to end."""
 
 
@@ -66,6 +69,7 @@ class Aggregator:
         self._set_control()
         self.about = About(config, hook)
         self.snapshot = Snapshot()
+        self._good = time.monotonic()
 
     def _forget(self) -> None:
         """Begin with no evidence: a mapping that has changed says nothing of the one before."""
@@ -87,14 +91,16 @@ class Aggregator:
         """
         drained = self._counts.drain()
         messages = list(self._channel.receive())
-        kinds = [message["kind"] for message in messages]
-        turn = kinds.index("rules") if "rules" in kinds else len(kinds)
-        for message in messages[:turn]:
+        ahead = list(takewhile(lambda message: message["kind"] != "rules", messages))
+        for message in ahead:
             self._add(message)
         self._take(drained)
-        for index, message in enumerate(messages):
-            if index >= turn:
-                self._add(message)
+        for message in ahead:
+            self._hear(message)
+        for message in messages[len(ahead) :]:
+            if message["kind"] == "rules":
+                self._begin_epoch(message)
+            self._add(message)
             self._hear(message)
 
     def _take(self, drained: Drained) -> None:
@@ -106,14 +112,11 @@ class Aggregator:
         self._roster.add([_member(row) for row in message.get("added", ())])
 
     def _hear(self, message: Message) -> None:
-        self._sensor_rss = message.get("rss", self._sensor_rss)
         if message["kind"] == "peers":
-            self._refused = message["refused"]
             self._retire(message["retired"])
-        elif message["kind"] == "rules":
-            self._begin_epoch(message)
         elif message["kind"] == "state":
-            self._waiting = message["waiting"]
+            self._waiting, self._refused = message["waiting"], message["refused"]
+            self._sensor_rss = message["rss"]
         elif message["kind"] == "stop":
             raise Stopped
 
@@ -139,12 +142,22 @@ class Aggregator:
     def cycle(self) -> None:
         """Collect, judge, publish.
 
+        A fault in judging does not end the watch: the report that stands grows old, and says so. One in
+        collecting does, since what was taken from the kernel is lost then.
+
         Raises:
             Closed: the sensor is gone.
         """
         started = time.monotonic()
         self.collect()
         collected = time.monotonic()
+        try:
+            self._judge(started, collected)
+        except Exception:
+            self.snapshot = replace(self.snapshot, failures=self.snapshot.failures + 1)
+            _log.error("a cycle failed", exc_info=True)
+
+    def _judge(self, started: float, collected: float) -> None:
         counts = self._window.total()
         observed = [
             observe(
@@ -157,6 +170,7 @@ class Aggregator:
         self._publish(report, counts, {"collect": collected - started, "judge": judged - collected})
 
     def _publish(self, report: Report, counts: Counts, durations: Mapping[str, float]) -> None:
+        self._good = time.monotonic()
         before = self.snapshot
         since = before.since if before.report and before.report.verdict is report.verdict else time.time()
         self.snapshot = Snapshot(
@@ -169,7 +183,7 @@ class Aggregator:
             outcomes=self._counts.outcomes(),
             drained_rows=self._counts.drained_rows,
             fill={
-                "pairs": self._counts.last_drained,
+                "pairs": self._counts.take_fullest(),
                 "peers": self._roster.present,
                 "window": len(counts.pairs.keys),
             },
@@ -182,20 +196,16 @@ class Aggregator:
             waiting=self._waiting,
         )
 
-    def failed(self) -> None:
-        """A cycle did not make a report; the one before stands, and grows old."""
-        self.snapshot = replace(self.snapshot, failures=self.snapshot.failures + 1)
-
     def healthy(self) -> web.State:
         """Whether reports are being made."""
-        age = time.time() - self.snapshot.made
+        age = time.monotonic() - self._good
         late = age > _LATE * self._config.interval + _LATE
-        return not late, f"the last report is {age:.0f} s old"
+        return not late, f"no report for {age:.0f} s" if late else "reports are being made"
 
     def ready(self) -> web.State:
         """Whether there is a report and nothing is waited for."""
         if self.snapshot.report is None or not self.snapshot.epoch:
-            return False, "no report yet"
+            return False, self.snapshot.waiting or "no report yet"
         return not self.snapshot.waiting, self.snapshot.waiting or "watching"
 
 
@@ -205,6 +215,9 @@ def _member(row: list[Any]) -> Member:
 
 
 def _stop(_number: int, _frame: FrameType | None) -> None:
+    for number in _SIGNALS:
+        signal.signal(number, signal.SIG_IGN)
+    signal.alarm(_PATIENCE)  # the kernel ends us then, whatever hinders us
     raise Stopped
 
 
@@ -214,7 +227,8 @@ def main(descriptor: int) -> int:
         spec = json.load(file)
     config = Config.from_json(spec["config"])
     logs.configure("aggregator", config.log_format, config.log_level)
-    for number in (signal.SIGTERM, signal.SIGINT):
+    parent = os.getppid()
+    for number in _SIGNALS:
         signal.signal(number, _stop)
     privileges.become(spec["user"])
     privileges.never_dump()
@@ -231,7 +245,9 @@ def main(descriptor: int) -> int:
     try:
         _loop(aggregator, channel, config.interval)
     except Stopped:
-        return 0
+        if os.getppid() == parent:
+            return 0
+        _log.error("the service ends", reason="the sensor has ended")
     except Closed as closed:
         _log.error("the service ends", reason=closed.what)
     return EXIT_HOST
@@ -240,14 +256,7 @@ def main(descriptor: int) -> int:
 def _loop(aggregator: Aggregator, channel: Channel, interval: float) -> None:
     following = time.monotonic()
     while True:
-        try:
-            aggregator.cycle()
-        except (Closed, Stopped):
-            raise
-        except Exception:
-            # A fault in one cycle must not end the watch; the report grows old and the alert says so.
-            aggregator.failed()
-            _log.error("a cycle failed", exc_info=True)
+        aggregator.cycle()
         following = max(following + interval, time.monotonic())
         while (left := following - time.monotonic()) > 0:
             if select.select([channel], [], [], left)[0]:

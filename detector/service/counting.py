@@ -33,7 +33,7 @@ class KernelCounts:
         self._slots = np.zeros(0, SLOT)
         self._outcomes = np.zeros(SHAPE, np.int64)
         self.drained_rows = 0
-        self.last_drained = 0
+        self._fullest = 0
 
     def outcomes(self) -> dict[tuple[Family, Outcome], int]:
         """Flows by what became of them, since the start."""
@@ -46,9 +46,14 @@ class KernelCounts:
     def drain(self) -> Drained:
         """Empty the kernel's table of pairs; what comes back has not been attributed yet."""
         drained = self._tables.drain()
-        self.last_drained = len(drained.pairs)
-        self.drained_rows += self.last_drained
+        self.drained_rows += len(drained.pairs)
+        self._fullest = max(self._fullest, len(drained.pairs))
         return drained
+
+    def take_fullest(self) -> int:
+        """The most pairs that a drain has found since this was asked."""
+        fullest, self._fullest = self._fullest, 0
+        return fullest
 
     def attribute(self, drained: Drained, roster: Roster, exits: Exits) -> Counts:
         """Put what was drained, and the growth of trials and outcomes, under the rows of the roster.
@@ -59,10 +64,11 @@ class KernelCounts:
         return Counts(_pairs(drained, roster, exits), self._trials(roster), self._outcome_growth())
 
     def _trials(self, roster: Roster) -> Columns:
-        now = read_slots(self._maps, roster.slots)
+        # Every slot that was ever looked at: the roster may be empty or shorter for a moment, and what a slot
+        # has counted until now must not be taken for growth later.
+        now = read_slots(self._maps, max(roster.slots, len(self._slots)))
         before = np.zeros(len(now), SLOT)
-        both = min(len(now), len(self._slots))
-        before[:both] = self._slots[:both]
+        before[: len(self._slots)] = self._slots
         self._slots = now
         growth = np.stack([now[name] - before[name] for name in _KERNEL_TRIALS[:-1]], axis=1)
         expected = (now["destination_expected"] - before["destination_expected"]) >> _EXPECTED_SHIFT
@@ -81,10 +87,10 @@ class KernelCounts:
 
     def release(self, slots: Iterable[int]) -> None:
         """Clear slots that nobody is counted for any more, so that they can be used again."""
+        self._slots = self._slots.copy()
         for slot in slots:
             clear_slot(self._maps, slot)
             if slot < len(self._slots):
-                self._slots = self._slots.copy()
                 self._slots[slot] = np.zeros((), SLOT)
 
 

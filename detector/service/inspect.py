@@ -7,6 +7,8 @@ client really is comes from the kernel (SO_PEERCRED).
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import json
 import os
 import socket
@@ -17,11 +19,14 @@ from pathlib import Path
 from typing import Any
 
 from detector.errors import HostError, NotYet
+from detector.logs import get_logger
+
+_log = get_logger()
 
 _CREDENTIALS = struct.Struct("3i")
 _TIMEOUT = 2.0
 _LONGEST_REQUEST = 4096
-_CHUNK = 1 << 16
+_BACKLOG = 8
 
 Answer = Callable[[], dict[str, Any]]
 
@@ -33,19 +38,40 @@ def listen(path: Path) -> socket.socket:
         HostError: the path cannot be had.
     """
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-    before = os.umask(0o177)
     try:
         path.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
-        path.unlink(missing_ok=True)
-        listener.bind(str(path))
-        listener.listen(8)
+        _clear(path)
+        _bind(listener, path)
+        listener.listen(_BACKLOG)
     except OSError as error:
         listener.close()
         reason = (error.strerror or str(error)).lower()
         raise HostError(f"inspect_socket: {path}: {reason}", "choose another path") from error
+    return listener
+
+
+def _clear(path: Path) -> None:
+    """Remove a socket that nobody listens on any more; nothing else is ever removed.
+
+    Raises:
+        OSError: something else is there, or somebody listens.
+    """
+    if not path.is_socket():
+        return
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as trial:
+        trial.settimeout(_TIMEOUT)
+        with contextlib.suppress(ConnectionRefusedError):
+            trial.connect(str(path))
+            raise OSError(errno.EADDRINUSE, os.strerror(errno.EADDRINUSE))
+    path.unlink()
+
+
+def _bind(listener: socket.socket, path: Path) -> None:
+    before = os.umask(0o177)
+    try:
+        listener.bind(str(path))
     finally:
         os.umask(before)
-    return listener
 
 
 def serve(listener: socket.socket, answers: dict[str, Answer]) -> None:
@@ -60,8 +86,10 @@ def _serve(listener: socket.socket, answers: dict[str, Answer]) -> None:
             client.settimeout(_TIMEOUT)
             try:
                 _reply(client, answers)
-            except (OSError, ValueError):
-                continue  # gone, too slow, or not one of ours
+            except OSError:
+                continue  # gone, or too slow
+            except Exception:  # whatever a client makes us stumble over, the next one is answered
+                _log.error("an answer failed", exc_info=True)
 
 
 def _reply(client: socket.socket, answers: dict[str, Answer]) -> None:
@@ -71,9 +99,18 @@ def _reply(client: socket.socket, answers: dict[str, Answer]) -> None:
         client.sendall(_line({"error": "only root may ask"}))
         return
     with client.makefile("rb") as lines:
-        asked = json.loads(lines.readline(_LONGEST_REQUEST))
-    answer = answers.get(asked.get("request", "")) if isinstance(asked, dict) else None
+        answer = answers.get(_requested(lines.readline(_LONGEST_REQUEST)))
     client.sendall(_line(answer() if answer else {"error": f"requests are: {', '.join(answers)}"}))
+
+
+def _requested(line: bytes) -> str:
+    """What a line asks for, or an empty string."""
+    try:
+        asked = json.loads(line)
+    except (ValueError, RecursionError):
+        return ""
+    request = asked.get("request") if isinstance(asked, dict) else None
+    return request if isinstance(request, str) else ""
 
 
 def _line(answer: dict[str, Any]) -> bytes:
@@ -85,7 +122,7 @@ def ask(path: Path, request: str) -> dict[str, Any]:
 
     Raises:
         NotYet: nobody listens there.
-        HostError: the service refuses.
+        HostError: the service refuses, or the socket is not for us.
     """
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as client:
         client.settimeout(_TIMEOUT * 5)
@@ -94,6 +131,8 @@ def ask(path: Path, request: str) -> dict[str, Any]:
             client.sendall(_line({"request": request}))
             with client.makefile("rb") as lines:
                 answer: dict[str, Any] = json.loads(lines.readline())
+        except PermissionError as error:
+            raise HostError(f"the service's socket {path} is root's", "ask as root") from error
         except (OSError, ValueError) as error:
             raise NotYet(f"the service does not answer at {path}", "is it running? see its log") from error
     if "error" in answer:

@@ -13,7 +13,7 @@ import pwd
 import resource
 import signal
 import struct
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 
 CAP_NET_ADMIN = 12
 
@@ -26,7 +26,7 @@ _PR_SET_DUMPABLE, _PR_CAPBSET_DROP, _PR_SET_SECUREBITS, _PR_SET_NO_NEW_PRIVS, _P
     38,
     47,
 )
-_PR_CAP_AMBIENT_RAISE = 2
+_PR_CAP_AMBIENT_RAISE, _PR_CAP_AMBIENT_CLEAR_ALL = 2, 4
 # With it, user 0 gains nothing by being user 0 when it starts a command.
 _SECBIT_NOROOT, _SECBIT_NOROOT_LOCKED = 1, 2
 _LAST_CAPABILITY = 63
@@ -47,37 +47,50 @@ def never_dump() -> None:
 
 
 def die_with_parent() -> None:
-    """Be killed when the process that started us is gone, whatever we are doing then."""
-    _check(_libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0), "prctl(PR_SET_PDEATHSIG)")
+    """Get SIGTERM when the process that started us is gone, whatever we are doing then."""
+    _check(_libc.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0), "prctl(PR_SET_PDEATHSIG)")
 
 
 def keep_only(capabilities: Iterable[int]) -> None:
     """Stay the user we are, with these capabilities alone; commands that we start get the same ones."""
     kept = tuple(capabilities)
-    for number in range(_LAST_CAPABILITY + 1):
-        if number not in kept:
-            _libc.prctl(_PR_CAPBSET_DROP, number, 0, 0, 0)  # EINVAL beyond the last one that the kernel has
+    _bound(kept)
     secure = _SECBIT_NOROOT | _SECBIT_NOROOT_LOCKED
     _check(_libc.prctl(_PR_SET_SECUREBITS, secure, 0, 0, 0), "prctl(PR_SET_SECUREBITS)")
-    bits = sum(1 << number for number in kept)
-    low, high = bits & 0xFFFFFFFF, bits >> 32
-    header = struct.pack("<Ii", _CAPABILITY_VERSION_3, 0)
-    # effective, permitted, inheritable; the low words first
-    sets = struct.pack("<6I", low, low, low, high, high, high)
-    _check(_libc.capset(header, sets), "capset")
+    _set_capabilities(kept)
     for number in kept:
         _check(_libc.prctl(_PR_CAP_AMBIENT, _PR_CAP_AMBIENT_RAISE, number, 0, 0), "prctl(PR_CAP_AMBIENT)")
     _check(_libc.prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0), "prctl(PR_SET_NO_NEW_PRIVS)")
 
 
 def become(user: str) -> None:
-    """Become another user with no capability and no way to gain one.
+    """Become another user, not root, with no capability and no way to gain one.
 
     Raises:
         KeyError: there is no such user.
     """
     entry = pwd.getpwnam(user)
+    _bound(())
     os.setgroups([])
     os.setresgid(entry.pw_gid, entry.pw_gid, entry.pw_gid)
-    os.setresuid(entry.pw_uid, entry.pw_uid, entry.pw_uid)  # clears every capability set
+    os.setresuid(entry.pw_uid, entry.pw_uid, entry.pw_uid)
+    # That cleared what was permitted, not what is inheritable.
+    _check(_libc.prctl(_PR_CAP_AMBIENT, _PR_CAP_AMBIENT_CLEAR_ALL, 0, 0, 0), "prctl(PR_CAP_AMBIENT)")
+    _set_capabilities(())
     _check(_libc.prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0), "prctl(PR_SET_NO_NEW_PRIVS)")
+
+
+def _bound(kept: Collection[int]) -> None:
+    """Whatever is started from now on can have no other capabilities."""
+    for number in range(_LAST_CAPABILITY + 1):
+        if number not in kept:
+            _libc.prctl(_PR_CAPBSET_DROP, number, 0, 0, 0)  # EINVAL beyond the last one that the kernel has
+
+
+def _set_capabilities(kept: Collection[int]) -> None:
+    bits = sum(1 << number for number in kept)
+    low, high = bits & 0xFFFFFFFF, bits >> 32
+    header = struct.pack("<Ii", _CAPABILITY_VERSION_3, 0)
+    # effective, permitted, inheritable; the low words first
+    sets = struct.pack("<6I", low, low, low, high, high, high)
+    _check(_libc.capset(header, sets), "capset")

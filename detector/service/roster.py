@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from detector.family import Address, Family, pack, unpack
 
 NOBODY = -1
+_MANY_CODES = 1 << 22
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,12 +52,21 @@ class Exits:
         high, low = np.unique(words[:, 0], sorted=False), np.unique(words[:, 1], sorted=False)
         high.sort()
         low.sort()
+        if len(high) * len(low) > _MANY_CODES:
+            return self._numbers_of_many(words)
         # There are few exits for many pairs: find each word among the few instead of sorting the many.
         code = np.searchsorted(high, words[:, 0]) * len(low) + np.searchsorted(low, words[:, 1])
         number_of = np.zeros(len(high) * len(low), np.uint64)
         for one in np.unique(code, sorted=False):
             pair = np.array([high[one // len(low)], low[one % len(low)]])
             number_of[one] = self.number(pair.tobytes())
+        numbers: NDArray[np.uint64] = number_of[code]
+        return numbers
+
+    def _numbers_of_many(self, words: NDArray[np.uint64]) -> NDArray[np.uint64]:
+        """As `numbers`, where both halves differ so much that not every combination can be listed."""
+        different, code = np.unique(words, axis=0, return_inverse=True)
+        number_of = np.array([self.number(pair.tobytes()) for pair in different], np.uint64)
         numbers: NDArray[np.uint64] = number_of[code]
         return numbers
 
@@ -100,6 +110,8 @@ class Roster:
         first, count = self.rows, len(members)
         slots = np.array([one.slot for one in members])
         self._make_room(int(slots.max()) + 1)
+        before = self._row_of_slot[slots]
+        self._present[before[before != NOBODY]] = False
         self._row_of_slot[slots] = np.arange(first, first + count)
         families = list(Family)
         self._family = np.append(

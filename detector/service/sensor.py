@@ -8,14 +8,13 @@ it, and the aggregator is its child.
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import signal
 import socket
 import sys
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from types import FrameType
 from typing import Any
@@ -38,6 +37,7 @@ from detector.service.watch import Told
 _log = get_logger()
 
 _ACCESS = "the peers of the WireGuard interface"
+_SIGNALS = (signal.SIGTERM, signal.SIGINT)
 _PATIENCE = 1.5  # seconds that the aggregator has to end by itself
 
 
@@ -69,6 +69,7 @@ class Sensor:
         self._tunnels: frozenset[int] = frozenset()
         self._mapping = NatMapping.nothing()
         self._epoch = 0
+        self._refused = 0
         self._told = Told()
 
     def step(self) -> None:
@@ -79,7 +80,9 @@ class Sensor:
         """
         waiting = self._follow_rules() or ""
         waiting = self._follow_peers() or waiting
-        self._channel.send({"kind": "state", "waiting": waiting, "rss": resident_bytes()})
+        self._channel.send(
+            {"kind": "state", "waiting": waiting, "refused": self._refused, "rss": resident_bytes()}
+        )
 
     def hear(self, wait: float) -> None:
         """Listen to the aggregator for so many seconds.
@@ -109,8 +112,8 @@ class Sensor:
         for where, reason in mapping.not_understood:
             _log.warning("a rule about source NAT is not understood", where=where, reason=reason)
         _log.info("nat rules read", epoch=self._epoch, rules=mapping.rules, pools=len(mapping.pools))
-        self._channel.send({"kind": "rules", "epoch": self._epoch, **mapping.as_message()})
-        self._tell_peers(self._slots.slots(), (), 0)
+        added = self._rows(self._slots.slots())
+        self._channel.send({"kind": "rules", "epoch": self._epoch, **mapping.as_message(), "added": added})
         return None
 
     def _follow_peers(self) -> str | None:
@@ -120,8 +123,8 @@ class Sensor:
             self._told.tell("peers", "the WireGuard interfaces cannot be listed", error)
             return str(error)
         self._tell_interfaces(snapshot)
-        self._write_tunnels(snapshot)
         changes = self._slots.update(snapshot)
+        self._refused = changes.refused
         if changes.refused:
             self._told.tell(
                 "slots", "more tunnel addresses than tables.peers has room for", None, changes.refused
@@ -129,6 +132,8 @@ class Sensor:
         else:
             self._told.clear("slots")
         self._apply(changes)
+        # Last: until its peers are written, flows of an interface are nobody's, not unattributed.
+        self._write_tunnels(snapshot)
         return str(snapshot.waiting) if snapshot.waiting else None
 
     def _tell_interfaces(self, snapshot: Snapshot) -> None:
@@ -159,7 +164,8 @@ class Sensor:
         for slot in (*changes.retired, *changes.moved):
             self._erase(slot.number)
         if changes.added or changes.retired:
-            self._tell_peers(changes.added, [slot.number for slot in changes.retired], changes.refused)
+            retired = [slot.number for slot in changes.retired]
+            self._channel.send({"kind": "peers", "added": self._rows(changes.added), "retired": retired})
             _log.info(
                 "peers changed", added=len(changes.added), removed=len(changes.retired), now=len(self._slots)
             )
@@ -171,30 +177,23 @@ class Sensor:
         slot = self._written.pop(number)
         tables.remove_peer(self._maps, slot.ifindex, slot.allowed.address, slot.allowed.prefix)
 
-    def _tell_peers(self, added: Iterable[Slot], retired: Iterable[int], refused: int) -> None:
-        added = list(added)
+    def _rows(self, added: Sequence[Slot]) -> list[list[Any]]:
+        """Slots as the aggregator is told of them."""
         everyone = [slot.allowed.address for slot in self._slots.slots() if not slot.allowed.wide]
         predictions = self._mapping.predict([slot.allowed for slot in added], everyone)
-        rows: list[list[Any]] = [
+        return [
             [slot.number, slot.allowed.family, slot.allowed.wide, slot.pseudonym, said]
             for slot, said in zip(added, predictions, strict=True)
         ]
-        self._channel.send(
-            {
-                "kind": "peers",
-                "added": rows,
-                "retired": list(retired),
-                "refused": refused,
-                "rss": resident_bytes(),
-            }
-        )
 
 
-class _Stopped(Exception):
+class _Stopped(BaseException):
     """A signal asked us to end."""
 
 
 def _stop(_number: int, _frame: FrameType | None) -> None:
+    for number in _SIGNALS:
+        signal.signal(number, signal.SIG_IGN)
     raise _Stopped
 
 
@@ -204,7 +203,7 @@ def main(descriptor: int) -> int:
         raw = json.load(file)
     spec = Spec(Config.from_json(raw["config"]), raw["maps"], raw["channel"], raw["aggregator"])
     logs.configure("sensor", spec.config.log_format, spec.config.log_level)
-    for number in (signal.SIGTERM, signal.SIGINT):
+    for number in _SIGNALS:
         signal.signal(number, _stop)
     privileges.never_dump()
     privileges.keep_only([privileges.CAP_NET_ADMIN])
@@ -231,13 +230,12 @@ def _loop(sensor: Sensor, interval: float) -> None:
 
 
 def _end_aggregator(process: int, channel: Channel) -> int:
-    """Ask the aggregator to end; one that does not is killed by the kernel when we have ended.
+    """Ask the aggregator to end; one that does not hears of it from the kernel when we have ended.
 
     Returns:
         Its exit status: negative for a signal, 0 where it is still there.
     """
-    with contextlib.suppress(Closed):
-        channel.send({"kind": "stop"})
+    channel.finish({"kind": "stop"})
     limit = time.monotonic() + _PATIENCE
     while time.monotonic() < limit:
         done, status = os.waitpid(process, os.WNOHANG)

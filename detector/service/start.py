@@ -83,10 +83,12 @@ def _user(name: str) -> str:
     """The user to run the aggregator as: the one that is wanted, or nobody."""
     for candidate in (name, _FALLBACK_USER):
         try:
-            pwd.getpwnam(candidate)
+            entry = pwd.getpwnam(candidate)
         except KeyError:
             _log.warning("no such user", user=candidate, instead=_FALLBACK_USER)
             continue
+        if not entry.pw_uid:
+            raise UsageError(f"user: {candidate} has root's rights", "name one that has none")
         return candidate
     raise HostError(f"there is no user {name}", f"make one with: useradd --system --no-create-home {name}")
 
@@ -146,6 +148,8 @@ def _start_aggregator(
 def _become_sensor(config: Config, loaded: Loaded, channel: socket.socket, aggregator: int) -> NoReturn:
     maps = _chosen(loaded, _SENSOR_MAPS)
     spec = _spec(config=config.to_json(), maps=maps, channel=channel.fileno(), aggregator=aggregator)
+    for descriptor in loaded.descriptors.values():  # they came over a socket: inheritable
+        os.set_inheritable(descriptor, False)
     for descriptor in (spec, channel.fileno(), *maps.values()):
         os.set_inheritable(descriptor, True)
     sys.stderr.flush()

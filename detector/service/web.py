@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import socket
+import sys
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -17,6 +18,9 @@ from prometheus_client.registry import CollectorRegistry
 from detector import __version__
 from detector.config import Listen
 from detector.errors import HostError
+from detector.logs import get_logger
+
+_log = get_logger()
 
 _TIMEOUT = 10  # seconds that a client may take to say something
 _MAX_CONNECTIONS = 128
@@ -77,7 +81,11 @@ class _Server(ThreadingHTTPServer):
         if not self._places.acquire(blocking=False):
             self.shutdown_request(request)  # type: ignore[arg-type]
             return
-        super().process_request(request, client_address)  # type: ignore[arg-type]
+        try:
+            super().process_request(request, client_address)  # type: ignore[arg-type]
+        except BaseException:  # no thread could be started
+            self._places.release()
+            raise
 
     def process_request_thread(self, request: object, client_address: object) -> None:
         """Give the place back when the connection ends."""
@@ -86,8 +94,11 @@ class _Server(ThreadingHTTPServer):
         finally:
             self._places.release()
 
-    def handle_error(self, request: object, client_address: object) -> None:
+    def handle_error(self, request: object, client_address: object) -> None:  # noqa: ARG002
         """A client that goes away in the middle is no news, and its address is nobody's business."""
+        error = sys.exception()
+        if not isinstance(error, OSError):
+            _log.error("a request failed", exc_info=error)
 
 
 class _Handler(BaseHTTPRequestHandler):
