@@ -57,7 +57,13 @@ def bcc() -> dict[str, object]:
     return {"module": BPF.__module__}
 
 
-FACTS: tuple[Callable[[], dict[str, object]], ...] = (release, wireguard, nftables, btf, bcc)
+def peers() -> dict[str, object]:
+    """How the tests end that need WireGuard in the kernel."""
+    options = ["-q", "-p", "no:cacheprovider", "-m", "root"]
+    return _command([sys.executable, "-m", "pytest", *options, "tests/peers/test_kernel_wireguard.py"])
+
+
+FACTS: tuple[Callable[[], dict[str, object]], ...] = (release, wireguard, nftables, btf, bcc, peers)
 
 
 def main(results: Path) -> None:
@@ -74,7 +80,7 @@ def main(results: Path) -> None:
 
 def _command(command: list[str], text: str = "") -> dict[str, object]:
     done = subprocess.run(command, check=False, input=text, capture_output=True, text=True)
-    return {"status": done.returncode, "stderr": done.stderr}
+    return {"status": done.returncode, "stdout": done.stdout, "stderr": done.stderr}
 
 
 if __name__ == "__main__":
