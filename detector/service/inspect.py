@@ -14,6 +14,7 @@ import os
 import socket
 import struct
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,7 @@ _CREDENTIALS = struct.Struct("3i")
 _TIMEOUT = 2.0
 _LONGEST_REQUEST = 4096
 _BACKLOG = 8
+_PAUSE = 0.1
 
 Answer = Callable[[], dict[str, Any]]
 
@@ -80,8 +82,12 @@ def serve(listener: socket.socket, answers: dict[str, Answer]) -> None:
 
 
 def _serve(listener: socket.socket, answers: dict[str, Answer]) -> None:
-    while True:
-        client, _ = listener.accept()
+    while listener.fileno() >= 0:
+        try:
+            client, _ = listener.accept()
+        except OSError:  # no descriptor is free, or the listener is closed
+            time.sleep(_PAUSE)
+            continue
         with client:
             client.settimeout(_TIMEOUT)
             try:

@@ -1,0 +1,148 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The local socket answers root, and nothing that it is sent stops it."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import stat
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from detector.errors import HostError, NotYet
+from detector.service import inspect
+
+pytestmark = [
+    pytest.mark.root,
+    pytest.mark.skipif(os.geteuid() != 0, reason="the socket answers root alone"),
+]
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Iterator[Path]:
+    """A socket in a folder of its own that is made with it, and somebody who answers there."""
+    where = tmp_path / "run" / "inspect.sock"
+    with inspect.listen(where) as listener:
+        inspect.serve(listener, {"status": lambda: {"verdict": "unknown"}, "broken": lambda: {"x": 1 // 0}})
+        yield where
+        listener.shutdown(socket.SHUT_RDWR)
+
+
+def say(path: Path, line: bytes) -> bytes:
+    """What is answered to a line."""
+    with socket.socket(socket.AF_UNIX) as client:
+        client.settimeout(10)
+        client.connect(str(path))
+        client.sendall(line)
+        client.shutdown(socket.SHUT_WR)
+        with client.makefile("rb") as lines:
+            return lines.read()
+
+
+def test_root_is_answered(path: Path) -> None:
+    """A question that is known gets its object, one that is not gets the list of those that are."""
+    assert inspect.ask(path, "status") == {"verdict": "unknown"}
+    with pytest.raises(HostError, match="requests are: status, broken"):
+        inspect.ask(path, "peers")
+
+
+def test_only_root_can_reach_it(path: Path) -> None:
+    """The socket is its owner's alone, its folder can be entered, and another user is told to ask as root."""
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+    assert stat.S_IMODE(path.parent.stat().st_mode) == 0o755
+    code = f"""
+import os, pathlib
+from detector.service.inspect import ask
+os.setuid(65534)
+try:
+    ask(pathlib.Path({str(path)!r}), "status")
+except Exception as error:
+    print(type(error).__name__, error)
+"""
+    for folder in (path.parent.parent, *path.parent.parent.parents[:2]):
+        folder.chmod(0o755)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == f"HostError the service's socket {path} is root's; ask as root\n"
+
+
+def test_another_user_is_refused_by_what_the_kernel_says_of_it(path: Path) -> None:
+    """Also where the socket's mode would let it in."""
+    code = f"""
+import os, socket
+client = socket.socket(socket.AF_UNIX)
+os.setuid(65534)
+client.connect({str(path)!r})
+print(client.recv(4096).decode())
+"""
+    path.chmod(0o666)
+    for folder in (path.parent.parent, *path.parent.parent.parents[:2]):
+        folder.chmod(0o755)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert json.loads(done.stdout) == {"error": "only root may ask"}
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        b"",
+        b"\n",
+        b"\xff\xfe\x00\n",
+        b"[" * 4000 + b"\n",
+        b"x" * 100_000,
+        b'"status"\n',
+        b'{"request": []}\n',
+        b'{"request": {"status": 1}}\n',
+        b'{"request": null}\n',
+        b'{"request": "10.64.1.2"}\n',
+    ],
+)
+def test_garbage_gets_the_list_and_stops_nothing(path: Path, line: bytes) -> None:
+    """Whatever is sent is not repeated, and the next one who asks is answered."""
+    try:
+        answer = say(path, line)
+    except (BrokenPipeError, ConnectionResetError):  # it was too long to be read to its end
+        answer = b""
+    assert answer in {b"", b'{"error":"requests are: status, broken"}\n'}
+    assert inspect.ask(path, "status") == {"verdict": "unknown"}
+
+
+def test_an_answer_that_fails_stops_nothing(path: Path) -> None:
+    """An error of our own ends that connection only."""
+    assert say(path, b'{"request": "broken"}\n') == b""
+    assert inspect.ask(path, "status") == {"verdict": "unknown"}
+
+
+def test_nobody_there_is_said(tmp_path: Path) -> None:
+    """No socket, or one that was left behind: there is no answer, and the hint says where to look."""
+    where = tmp_path / "inspect.sock"
+    with pytest.raises(NotYet, match=f"does not answer at {where}; is it running"):
+        inspect.ask(where, "status")
+    inspect.listen(where).close()
+    with pytest.raises(NotYet, match="does not answer"):
+        inspect.ask(where, "status")
+
+
+def test_a_socket_that_was_left_behind_is_replaced(tmp_path: Path) -> None:
+    """After a SIGKILL the service can start again."""
+    where = tmp_path / "inspect.sock"
+    inspect.listen(where).close()
+    with inspect.listen(where) as listener:
+        inspect.serve(listener, {"status": lambda: {"again": True}})
+        assert inspect.ask(where, "status") == {"again": True}
+        listener.shutdown(socket.SHUT_RDWR)
+
+
+def test_nothing_else_is_ever_removed(path: Path, tmp_path: Path) -> None:
+    """A file stays where it is, and so does the socket of a service that runs; the error names the key."""
+    file = tmp_path / "precious"
+    file.write_text("data")
+    for taken in (file, path):
+        with pytest.raises(HostError, match=f"inspect_socket: {taken}: address already in use"):
+            inspect.listen(taken)
+    assert file.read_text() == "data"
+    assert inspect.ask(path, "status") == {"verdict": "unknown"}
