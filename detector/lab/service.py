@@ -13,13 +13,13 @@ import urllib.request
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import yaml
 
 from detector.config import Hook, Listen
 from detector.errors import HostError, NotYet
-from detector.lab.relay import Lab
+from detector.lab.namespaces import Namespace
 from detector.service import inspect
 
 INTERVAL = 1  # seconds
@@ -28,6 +28,23 @@ _STOP_PATIENCE = 5.0
 _SETTLED_CYCLES = 2
 _POLL = 0.05
 _HOST = "127.0.0.1"
+
+
+class Relay(Protocol):
+    """Where the service is to run.
+
+    Attributes:
+        relay: the namespace.
+        wireguard_interface: the interface with the peers.
+    """
+
+    @property
+    def relay(self) -> Namespace:
+        """The namespace."""
+
+    @property
+    def wireguard_interface(self) -> str:
+        """Its name."""
 
 
 class LabService:
@@ -98,20 +115,33 @@ class LabService:
 
 
 @contextmanager
-def start_service(lab: Lab, hook: Hook = "auto", **keys: Any) -> Iterator[LabService]:
+def start_service(
+    lab: Relay, hook: Hook = "auto", *, port: int | None = None, **keys: Any
+) -> Iterator[LabService]:
     """Run the service on the lab's relay; inside the ``with`` block it counts.
 
     Args:
-        lab: a lab that is up.
+        lab: a lab that is up, or anything else that has a relay.
         hook: the hook to use.
+        port: where /metrics is served on loopback; 0 for any free port, None for the usual one if it is free.
         keys: more keys of the configuration, or other values for those that the lab sets.
 
     Raises:
         HostError: it does not start.
     """
+    with launched(lab, hook, port=port, **keys) as service:
+        service.wait_ready()
+        yield service
+
+
+@contextmanager
+def launched(
+    lab: Relay, hook: Hook = "auto", *, port: int | None = None, **keys: Any
+) -> Iterator[LabService]:
+    """As `start_service`, without waiting until it watches."""
     with tempfile.TemporaryDirectory(prefix="exitprint-lab-") as name:
         folder = Path(name)
-        listen = Listen(_HOST, _free_port())
+        listen = Listen(_HOST, _free_port(Listen().port if port is None else port))
         config = {
             "relay": "lab",
             "network_namespace": lab.relay.name,
@@ -129,15 +159,14 @@ def start_service(lab: Lab, hook: Hook = "auto", **keys: Any) -> Iterator[LabSer
             process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
         service = LabService(process, folder, listen)
         try:
-            service.wait_ready()
             yield service
         finally:
             _stop(process)
 
 
-def _free_port() -> int:
-    """The service's own port, or any that is free."""
-    for wanted in (Listen().port, 0):
+def _free_port(preferred: int) -> int:
+    """The preferred port, or any that is free."""
+    for wanted in (preferred, 0):
         with socket.socket() as trial:
             trial.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             try:

@@ -35,7 +35,7 @@ from detector.service.channel import Channel, Closed, Message
 from detector.service.counting import SHAPE, KernelCounts
 from detector.service.exporter import registry
 from detector.service.memory import resident_bytes
-from detector.service.observing import PoolRanges, observe
+from detector.service.observing import Observed, PoolRanges, observe
 from detector.service.roster import Exits, Member, Roster
 from detector.service.snapshot import About, Snapshot, samples, status
 from detector.service.window import Counts, Window
@@ -52,7 +52,13 @@ class Stopped(BaseException):
 
 
 class Aggregator:
-    """One relay's counts and what they mean."""
+    """One relay's counts and what they mean.
+
+    Attributes:
+        about: what does not change.
+        roster: the peers by row.
+        snapshot: what was published last.
+    """
 
     def __init__(self, config: Config, maps: Mapping[str, int], channel: Channel, hook: str) -> None:
         self._config = config
@@ -64,7 +70,7 @@ class Aggregator:
         self._epoch, self._epoch_since = 0, time.time()
         self._not_understood = self._refused = self._sensor_rss = 0
         self._waiting = ""
-        self._counts = KernelCounts(maps)
+        self._counts = KernelCounts(maps, config.tables)
         self._forget()
         self._set_control()
         self.about = About(config, hook)
@@ -74,7 +80,7 @@ class Aggregator:
     def _forget(self) -> None:
         """Begin with no evidence: a mapping that has changed says nothing of the one before."""
         self._exits = Exits()
-        self._roster = Roster(self._exits)
+        self.roster = Roster(self._exits)
         self._window = Window(self._config.window, self._config.tables.panes, SHAPE, time.monotonic())
 
     def _set_control(self) -> None:
@@ -104,12 +110,12 @@ class Aggregator:
             self._hear(message)
 
     def _take(self, drained: Drained) -> None:
-        self._window.add(self._counts.attribute(drained, self._roster, self._exits))
+        self._window.add(self._counts.attribute(drained, self.roster, self._exits))
         self._pane += self._window.turn(time.monotonic())
         self._set_control()
 
     def _add(self, message: Message) -> None:
-        self._roster.add([_member(row) for row in message.get("added", ())])
+        self.roster.add([_member(row) for row in message.get("added", ())])
 
     def _hear(self, message: Message) -> None:
         if message["kind"] == "peers":
@@ -124,7 +130,7 @@ class Aggregator:
         """The kernel counts for these slots no more: take the last counts over and let the slots go."""
         if slots:
             self._take(self._counts.drain())
-            self._roster.retire(slots)
+            self.roster.retire(slots)
             self._counts.release(slots)
             self._channel.send({"kind": "released", "slots": slots})
 
@@ -159,15 +165,19 @@ class Aggregator:
 
     def _judge(self, started: float, collected: float) -> None:
         counts = self._window.total()
-        observed = [
+        report = judge([one.observation for one in self.observed(counts)])
+        judged = time.monotonic()
+        self._publish(report, counts, {"collect": collected - started, "judge": judged - collected})
+
+    def observed(self, counts: Counts | None = None) -> list[Observed]:
+        """What the analysis is told of each family: the window as it is now, unless its counts are given."""
+        counts = counts or self._window.total()
+        return [
             observe(
-                family, counts, self._roster, self._exits, self._pools, exclusive=family in self._exclusive
+                family, counts, self.roster, self._exits, self._pools, exclusive=family in self._exclusive
             )
             for family in Family
         ]
-        report = judge([one.observation for one in observed])
-        judged = time.monotonic()
-        self._publish(report, counts, {"collect": collected - started, "judge": judged - collected})
 
     def _publish(self, report: Report, counts: Counts, durations: Mapping[str, float]) -> None:
         self._good = time.monotonic()
@@ -184,7 +194,7 @@ class Aggregator:
             drained_rows=self._counts.drained_rows,
             fill={
                 "pairs": self._counts.take_fullest(),
-                "peers": self._roster.present,
+                "peers": self.roster.present,
                 "window": len(counts.pairs.keys),
             },
             refused_peers=self._refused,

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping
 import numpy as np
 from numpy.typing import NDArray
 
+from detector.config import Tables
 from detector.family import Family
 from detector.kernel.drain import SLOT, Drained, PairTables, clear_slot, read_outcomes, read_slots
 from detector.kernel.tables import FAMILIES, Outcome
@@ -27,9 +28,9 @@ _KERNEL_TRIALS = (*TRIAL_COUNTS[:-1], "destination_expected")
 class KernelCounts:
     """Differences between two looks at the kernel's tables."""
 
-    def __init__(self, maps: Mapping[str, int]) -> None:
+    def __init__(self, maps: Mapping[str, int], sizes: Tables) -> None:
         self._maps = maps
-        self._tables = PairTables(maps)
+        self._tables = PairTables(maps, sizes)
         self._slots = np.zeros(0, SLOT)
         self._outcomes = np.zeros(SHAPE, np.int64)
         self.drained_rows = 0

@@ -58,13 +58,17 @@ class Spec:
 
 
 class Sensor:
-    """Follows WireGuard and the rules."""
+    """Follows WireGuard and the rules.
+
+    Attributes:
+        slots: what stands for whom; it stays in this process.
+    """
 
     def __init__(self, config: Config, maps: Mapping[str, int], channel: Channel) -> None:
         self._config = config
         self._maps = maps
         self._channel = channel
-        self._slots = SlotTable(config.tables.peers)
+        self.slots = SlotTable(config.tables.peers)
         self._written: dict[int, Slot] = {}
         self._tunnels: frozenset[int] = frozenset()
         self._mapping = NatMapping.nothing()
@@ -92,7 +96,7 @@ class Sensor:
         """
         for message in self._channel.receive(wait):
             if message["kind"] == "released":
-                self._slots.release(message["slots"])
+                self.slots.release(message["slots"])
 
     def _follow_rules(self) -> str | None:
         try:
@@ -112,7 +116,7 @@ class Sensor:
         for where, reason in mapping.not_understood:
             _log.warning("a rule about source NAT is not understood", where=where, reason=reason)
         _log.info("nat rules read", epoch=self._epoch, rules=mapping.rules, pools=len(mapping.pools))
-        added = self._rows(self._slots.slots())
+        added = self._rows(self.slots.slots())
         self._channel.send({"kind": "rules", "epoch": self._epoch, **mapping.as_message(), "added": added})
         return None
 
@@ -123,7 +127,7 @@ class Sensor:
             self._told.tell("peers", "the WireGuard interfaces cannot be listed", error)
             return str(error)
         self._tell_interfaces(snapshot)
-        changes = self._slots.update(snapshot)
+        changes = self.slots.update(snapshot)
         self._refused = changes.refused
         if changes.refused:
             self._told.tell(
@@ -167,7 +171,7 @@ class Sensor:
             retired = [slot.number for slot in changes.retired]
             self._channel.send({"kind": "peers", "added": self._rows(changes.added), "retired": retired})
             _log.info(
-                "peers changed", added=len(changes.added), removed=len(changes.retired), now=len(self._slots)
+                "peers changed", added=len(changes.added), removed=len(changes.retired), now=len(self.slots)
             )
         for slot in (*changes.added, *changes.moved):
             tables.set_peer(self._maps, slot.ifindex, slot.allowed.address, slot.allowed.prefix, slot.number)
@@ -179,7 +183,7 @@ class Sensor:
 
     def _rows(self, added: Sequence[Slot]) -> list[list[Any]]:
         """Slots as the aggregator is told of them."""
-        everyone = [slot.allowed.address for slot in self._slots.slots() if not slot.allowed.wide]
+        everyone = [slot.allowed.address for slot in self.slots.slots() if not slot.allowed.wide]
         predictions = self._mapping.predict([slot.allowed for slot in added], everyone)
         return [
             [slot.number, slot.allowed.family, slot.allowed.wide, slot.pseudonym, said]

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import os
 import socket
 import sys
 import threading
@@ -53,7 +54,8 @@ def listen(where: Listen) -> socket.socket:
     try:
         return socket.create_server((where.host, where.port), family=family, backlog=_MAX_CONNECTIONS)
     except OSError as error:
-        reason = (error.strerror or str(error)).lower()
+        number = error.errno or 0  # a resolver's are negative; the text of its own holds the address again
+        reason = (os.strerror(number) if number > 0 else error.strerror or str(error)).lower()
         raise HostError(
             f"cannot listen on {where}: {reason}", "choose another address with the key listen"
         ) from error
