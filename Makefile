@@ -6,6 +6,8 @@ PACKAGES := python3 python3-venv python3-bpfcc linux-libc-dev nftables iptables 
             procps wireguard-go wireguard-tools ca-certificates
 # What boots a stock kernel: virtme-ng (locked) starts qemu on this root file system and asks file(1) for the version.
 VM_PACKAGES := qemu-system-x86 udev file
+# What checks rules and routes, and what the lab's alerts run on; the services that they bring are not used.
+STACK_PACKAGES := prometheus prometheus-alertmanager
 
 MAPPING ?= persistent
 ARGS ?=
@@ -13,13 +15,13 @@ PYTHON := .venv/bin/python
 
 .DELETE_ON_ERROR:
 .SUFFIXES:
-.PHONY: help packages env vm-env lab test lint format bench lock clean
+.PHONY: help packages env vm-env stack-env lab test lint format generate bench lock clean
 
 help:
 	@echo 'make lab [MAPPING=NAME] [ARGS=...]  a relay on this machine, and the verdict on it'
 	@echo 'make test                           every check, with two stock Debian kernels in VMs'
 	@echo 'make bench                          what watching costs'
-	@echo 'make env | lint | format | lock | clean'
+	@echo 'make env | lint | format | generate | lock | clean'
 
 packages:
 	@deploy/debian-packages $(PACKAGES)
@@ -39,10 +41,13 @@ env: .venv/.ready
 vm-env: env
 	@deploy/debian-packages $(VM_PACKAGES)
 
+stack-env: env
+	@deploy/debian-packages $(STACK_PACKAGES)
+
 lab: env
 	@.venv/bin/exitprint lab --mapping $(MAPPING) $(ARGS)
 
-test: vm-env lint
+test: vm-env stack-env lint
 	@$(PYTHON) -m pytest $(ARGS)
 
 lint: env
@@ -53,6 +58,10 @@ lint: env
 format: env
 	@$(PYTHON) -m ruff format .
 	@$(PYTHON) -m ruff check --fix .
+
+# Pages that are made from code and kept beside it.
+generate: env
+	@$(PYTHON) -m detector.service.metrics_page
 
 bench: env
 	@$(PYTHON) -m tests.bench $(ARGS)
