@@ -13,7 +13,7 @@ import socket
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from ipaddress import IPv4Address
-from typing import BinaryIO
+from typing import BinaryIO, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -90,6 +90,19 @@ class Flows:
         )
 
 
+class _Columns(NamedTuple):
+    """Every line of a block: texts, and addresses of shape (n, 16)."""
+
+    time: Sequence[bytes]
+    event: Sequence[bytes]
+    protocol: Sequence[bytes]
+    port: Sequence[bytes]
+    source: Packed
+    destination: Packed
+    exit: Packed
+    four: NDArray[np.bool_]
+
+
 @dataclass(slots=True)
 class Lines:
     """What became of the lines so far.
@@ -145,27 +158,28 @@ class Reader:
         """The translated flows of a block of whole lines, or None where it has none."""
         count = block.count(b"\n")
         rows: list[Row] = _LINE.findall(block)
-        flows = self._columns(rows, None) if len(rows) == count and b"zone" not in block else None
-        if flows is None:
-            rows, zones = self._one_by_one(block.split(b"\n")[:-1])
-            flows = self._columns(rows, zones)
+        columns = self._columns(rows) if len(rows) == count else None
+        texts = block.split(b"\n")[:-1] if columns is None or b"zone" in block else []
+        if columns is None:
+            columns, texts = self._one_by_one(texts)
+        else:
+            self.lines.read += count
         self._number += count
-        self.lines.read += len(rows)
-        return flows
+        return self._translated(columns, texts) if columns else None
 
-    def _one_by_one(self, texts: Sequence[bytes]) -> tuple[list[Row], list[int]]:
-        """The lines that are conntrack's and their zones; the others are counted."""
-        rows: list[Row] = []
-        zones = []
-        for number, text in enumerate(texts, self._number + 1):
-            match = _LINE.match(text)
-            if match and self._addresses_are_good(match):
-                rows.append(match.groups(b""))  # type: ignore[arg-type]
-                zone = _ZONE.search(text)
-                zones.append(int(zone[1]) & 0xFFFF if zone else 0)
-            elif text.strip() and not _SUMMARY.match(text):
+    def _one_by_one(self, texts: Sequence[bytes]) -> tuple[_Columns | None, list[bytes]]:
+        """The lines that are conntrack's, as columns and as text; the others are counted."""
+        matches = list(map(_LINE.match, texts))
+        columns = self._columns([match.groups(b"") for match in matches if match])  # type: ignore[misc]
+        if columns is None:
+            matches = [match if match and self._addresses_are_good(match) else None for match in matches]
+            columns = self._columns([match.groups(b"") for match in matches if match])  # type: ignore[misc]
+        for number, (text, match) in enumerate(zip(texts, matches, strict=True), self._number + 1):
+            if not match and text.strip() and not _SUMMARY.match(text):
                 self._garbage(number)
-        return rows, zones
+        good = [match[0] for match in matches if match]
+        self.lines.read += len(good)
+        return columns, good
 
     def _addresses_are_good(self, match: re.Match[bytes]) -> bool:
         kinds = {self._packed[match[group]][:12] == _MAPPED.tobytes() for group in (4, 6, 7)}
@@ -177,34 +191,36 @@ class Reader:
         if len(self.lines.garbage_numbers) < KEPT_NUMBERS:
             self.lines.garbage_numbers.append(number)
 
-    def _columns(self, rows: list[Row], zones: Sequence[int] | None) -> Flows | None:
-        """Translated flows; None where there are none, or where an address is none (with `zones` None)."""
+    def _columns(self, rows: list[Row]) -> _Columns | None:
+        """The rows as columns; None where there are none, or where what stands for an address is none."""
         if not rows:
             return None
         time, event, protocol, source, port, destination, exit_ = zip(*rows, strict=True)
         joined = [b"".join(map(self._packed.__getitem__, column)) for column in (source, destination, exit_)]
         if any(len(one) != 16 * len(rows) for one in joined):
             return None
-        sources, destinations, exits = (np.frombuffer(one, np.uint8).reshape(-1, 16) for one in joined)
-        fours = [
-            (one.view(np.uint32)[:, :3] == _MAPPED).all(axis=1) for one in (sources, destinations, exits)
-        ]
-        if zones is None and not (np.array_equal(fours[0], fours[1]) and np.array_equal(fours[0], fours[2])):
+        packed = [np.frombuffer(one, np.uint8).reshape(-1, 16) for one in joined]
+        four, *others = ((one.view(np.uint32)[:, :3] == _MAPPED).all(axis=1) for one in packed)
+        if not all(np.array_equal(four, other) for other in others):
             return None
-        begins = self._begins(event)
-        kept = np.flatnonzero(begins & (sources != exits).any(axis=1))
+        return _Columns(time, event, protocol, port, packed[0], packed[1], packed[2], four)
+
+    def _translated(self, columns: _Columns, texts: Sequence[bytes]) -> Flows | None:
+        """The flows of some lines, whose zones are in `texts` where they have any."""
+        begins = self._begins(columns.event)
+        kept = np.flatnonzero(begins & (columns.source != columns.exit).any(axis=1))
         self.lines.flows += int(np.count_nonzero(begins))
         self.lines.translated += len(kept)
         if not len(kept):
             return None
         flows = Flows(
-            time=_seconds(time),
-            port=_ports(protocol, port),
-            source=sources,
-            exit=exits,
-            destination=destinations,
-            zone=np.zeros(len(rows), np.uint32) if zones is None else np.array(zones, np.uint32),
-            four=fours[0],
+            time=_seconds(columns.time),
+            port=_ports(columns.protocol, columns.port),
+            source=columns.source,
+            exit=columns.exit,
+            destination=columns.destination,
+            zone=_zones(texts) if texts else np.zeros(len(columns.event), np.uint32),
+            four=columns.four,
         ).take(kept)
         self.lines.timed += int(np.count_nonzero(~np.isnan(flows.time)))
         return flows
@@ -240,6 +256,11 @@ def _seconds(times: Sequence[bytes]) -> NDArray[np.float64]:
     if all(times):
         return np.array(times).astype(np.float64)
     return np.array([float(one) if one else np.nan for one in times])
+
+
+def _zones(texts: Sequence[bytes]) -> NDArray[np.uint32]:
+    found = map(_ZONE.search, texts)
+    return np.array([int(zone[1]) & 0xFFFF if zone else 0 for zone in found], np.uint32)
 
 
 def _ports(protocol: Sequence[bytes], port: Sequence[bytes]) -> NDArray[np.uint64]:
