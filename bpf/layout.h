@@ -21,7 +21,6 @@ static long (*read_kernel)(void *to, u32 size, const void *from) = (void *)113;
 
 /* By number too, for a table that is found in a map of maps. */
 static void *(*map_lookup)(void *map, const void *key) = (void *)1;
-static long (*map_update)(void *map, const void *key, const void *value, u64 flags) = (void *)2;
 
 /*
  * Reads of a pointer that the verifier knows the type of: one instruction, where read_kernel would be a call.

@@ -30,10 +30,13 @@ static __always_inline bool starts_session(struct slot *slot, const struct contr
 	return first;
 }
 
-/* Only the first flows of a slot in a pane are measured, whatever they say: that keeps the trials unbiased. */
+/*
+ * Only the first flows of a slot in a window are measured, whatever they say: that keeps the trials unbiased, the
+ * memories small and all later flows cheap.
+ */
 static __always_inline bool to_measure(struct slot *slot, const struct control *control)
 {
-	if (slot->pane != control->pane) {
+	if (!slot->measured || control->pane - slot->pane >= EP_PANES) {
 		slot->pane = control->pane;
 		slot->measured = 0;
 	}
@@ -43,49 +46,92 @@ static __always_inline bool to_measure(struct slot *slot, const struct control *
 	return true;
 }
 
-static __always_inline bool add_pair(const struct pair *pair, u32 vote, u32 first)
+/*
+ * IPv4 exits have tags of their own, and so have IPv6 exits that differ in their last word alone. Others share
+ * one with a chance of 2^-32.
+ */
+static __always_inline u32 exit_tag(const struct flow *flow)
 {
-	struct pair_counts fresh = {1, vote, first}, *counts;
-	u32 zero = 0;
+	const u32 *word = flow->exit.word;
+
+	return flow->family ? word[3] ^ (word[0] * 3 + word[1] * 5 + word[2] * 7) * 0x9e3779b1U : word[0];
+}
+
+/* Have the tag's address where user space looks it up. */
+static __always_inline bool name_exit(const struct flow *flow, u32 tag)
+{
+	struct exit_tag key = {flow->family, tag};
+	struct address exit = flow->exit;
+
+	if (exits.lookup(&key))
+		return true;
+	if (!flow->family) {
+		exit.word[3] = flow->exit.word[0];
+		exit.word[0] = 0;
+		exit.word[2] = bpf_htonl(0xffff);
+	}
+	exits.insert(&key, &exit);
+	return exits.lookup(&key);
+}
+
+/* Whose the pair is after we have tried to claim it: 0 when it is ours for the first time. */
+static __always_inline u64 claim(struct pair *pair, u64 key)
+{
+	u64 owner = pair->key;
+
+	return owner ? owner : __sync_val_compare_and_swap(&pair->key, 0, key);
+}
+
+/* Lines near each other for one slot, then, if those are full, lines scattered over the table. */
+#define NEAR_LINES 16
+#define NEAR_PROBES 4
+#define FAR_PROBES 16
+
+static __always_inline u32 line_of(u64 key, u32 probe)
+{
+	u32 slot = (key >> 32) * 0x9e3779b1U, mixed = (key * 0x9e3779b97f4a7c15ULL) >> 32;
+	u32 line = probe < NEAR_PROBES ? (slot >> 8) + ((mixed + probe) & (NEAR_LINES - 1)) : mixed + probe * (slot | 1);
+
+	return line & (EP_PAIR_LINES - 1);
+}
+
+static __always_inline enum outcome add_pair(u32 id, const struct flow *flow, u32 votes_firsts)
+{
+	u32 zero = 0, tag = exit_tag(flow);
+	u64 key = (u64)(flow->family << 31 | (id + 1)) << 32 | tag;
 	void *table = pairs.lookup(&zero);
 
 	if (!table)
-		return false;
-	counts = map_lookup(table, pair);
-	if (!counts) {
-		if (!map_update(table, pair, &fresh, BPF_NOEXIST))
-			return true;
-		counts = map_lookup(table, pair); /* another processor was first, or the table is full */
-		if (!counts)
-			return false;
-	}
-	add32(&counts->flows, 1);
-	if (vote)
-		add32(&counts->votes, 1);
-	if (first)
-		add32(&counts->firsts, 1);
-	return true;
-}
+		return LOST_PAIRS;
+	for (u32 probe = 0; probe < NEAR_PROBES + FAR_PROBES; probe++) {
+		u32 index = line_of(key, probe);
+		struct pair_line *line = map_lookup(table, &index);
 
-/* The exit as user space knows addresses. */
-static __always_inline void pair_of(struct pair *pair, u32 id, const struct flow *flow)
-{
-	pair->slot = id;
-	pair->exit = flow->exit;
-	if (!flow->family) {
-		pair->exit.word[3] = flow->exit.word[0];
-		pair->exit.word[0] = 0;
-		pair->exit.word[2] = bpf_htonl(0xffff);
+		if (!line)
+			return LOST_PAIRS;
+#pragma unroll
+		for (int i = 0; i < PAIRS_IN_LINE; i++) {
+			struct pair *pair = &line->pair[i];
+			u64 owner = claim(pair, key);
+
+			if (owner && owner != key)
+				continue;
+			if (!owner && !name_exit(flow, tag))
+				return LOST_EXITS; /* the pair stays claimed; user space sees that it has no name */
+			add32(&pair->flows, 1);
+			if (votes_firsts)
+				add32(&pair->votes_firsts, votes_firsts);
+			return COUNTED;
+		}
 	}
+	return LOST_PAIRS;
 }
 
 static __always_inline enum outcome observe_flow(const struct flow *flow)
 {
 	struct control *control;
-	struct pair pair;
 	struct slot *slot;
-	u32 zero = 0, id, *found = find_slot(flow);
-	bool vote = false;
+	u32 zero = 0, id, votes_firsts = 0, *found = find_slot(flow);
 
 	if (!found)
 		return tunnels.lookup((u32 *)&flow->ifindex) ? UNATTRIBUTED : NOT_A_PEER;
@@ -96,12 +142,13 @@ static __always_inline enum outcome observe_flow(const struct flow *flow)
 	slot = slots.lookup(&id);
 	if (!control || !slot)
 		return LOST_PAIRS;
-	if (to_measure(slot, control))
-		vote = measure(id, slot, flow, control);
-	else
+	if (!to_measure(slot, control))
 		count_outcome(flow->family, SETTLED);
-	pair_of(&pair, id, flow);
-	return add_pair(&pair, vote, starts_session(slot, control)) ? COUNTED : LOST_PAIRS;
+	else if (measure(id, slot, flow, control))
+		votes_firsts = VOTE;
+	if (starts_session(slot, control))
+		votes_firsts += FIRST;
+	return add_pair(id, flow, votes_firsts);
 }
 
 static __always_inline void observe_entry(const struct entry *entry, u32 ifindex)

@@ -15,7 +15,7 @@ struct address {
 struct control {
 	u32 now;         /* ms; set at each drain, which is as fine as sessions need and costs a flow nothing */
 	u32 session_gap; /* ms without a new flow that end a session */
-	u32 pane;        /* the current pane of the window; its low 12 bits count */
+	u32 pane;        /* number of the current pane of the window */
 	u32 spare;
 };
 BPF_ARRAY(controls, struct control, 1);
@@ -46,27 +46,40 @@ BPF_LPM_TRIE(networks6, struct network6, u32, EP_PEERS);
 BPF_HASH(tunnels, u32, u32, 256);
 
 /*
- * (slot, exit) -> counts, in two tables of which one is written: user space swaps them and drains the other.
- * Changing a map of maps waits until no program uses the old one, so nothing is counted into a drained table.
+ * (slot, exit) -> counts: open addressing in an array, four pairs to a cache line and those of a slot near each
+ * other, since what a flow costs is the lines that are no longer in a cache: a hash map of the kernel touches
+ * three for each pair. A pair is claimed by a compare-and-swap of its key and never moves.
+ *
+ * There are two tables, of which one is written: user space swaps them, then reads and clears the other.
+ * Changing a map of maps waits until no program uses the old one, so nothing is counted into a table that is read.
  */
 struct pair {
-	u32 slot;
-	struct address exit;
-};
-struct pair_counts {
+	u64 key; /* family in the top bit, slot + 1, and the exit's tag in the low word; 0 is free */
 	u32 flows;
-	u32 votes;  /* flows with a destination and a source port new for the slot in the window */
-	u32 firsts; /* sessions whose first flow took this exit */
+	u32 votes_firsts; /* see VOTE and FIRST */
 };
-BPF_TABLE("hash", struct pair, struct pair_counts, pairs_a, EP_PAIRS);
-BPF_TABLE("hash", struct pair, struct pair_counts, pairs_b, EP_PAIRS);
+#define PAIRS_IN_LINE 4
+struct pair_line {
+	struct pair pair[PAIRS_IN_LINE];
+};
+#define VOTE 1U          /* a flow with a destination and a source port new for the slot in the window */
+#define FIRST (1U << 16) /* a flow that began a session */
+BPF_F_TABLE("array", u32, struct pair_line, pairs_a, EP_PAIR_LINES, BPF_F_MMAPABLE);
+BPF_F_TABLE("array", u32, struct pair_line, pairs_b, EP_PAIR_LINES, BPF_F_MMAPABLE);
 BPF_ARRAY_OF_MAPS(pairs, "pairs_a", 1);
+
+/* What the tags of exits stand for, written when a pair is claimed. */
+struct exit_tag {
+	u32 family;
+	u32 tag;
+};
+BPF_HASH(exits, struct exit_tag, struct address, EP_EXITS);
 
 /* What is known of a slot; the trials only ever grow. One cache line. */
 struct slot {
 	u64 destination_expected; /* hits of the destination predictor that chance gives, in units of 2^-24 */
-	u32 pane;      /* the pane that `measured` speaks of */
-	u32 measured;  /* flows whose contrasts were measured in it */
+	u32 pane;      /* the pane in which measuring began */
+	u32 measured;  /* flows measured since, for as long as a window lasts */
 	u32 last_flow; /* ms, as control.now */
 	u32 sessions;
 	u32 same_destination_tried;
@@ -107,10 +120,11 @@ enum outcome {
 	NOT_TRANSLATED,
 	UNATTRIBUTED,      /* came in by a WireGuard interface, belongs to no slot */
 	UNREADABLE,        /* its conntrack entry could not be read */
-	LOST_PAIRS,        /* not counted: the pairs table is full */
+	LOST_PAIRS,        /* not counted: the table of pairs is full */
 	LOST_DESTINATIONS, /* counted, not measured: no room in the memory of destinations */
 	LOST_PORTS,        /* counted, not measured: no room in the memory of ports */
-	SETTLED,           /* counted, not measured: the slot has been measured enough in this pane */
+	LOST_EXITS,        /* not counted: the table of exits is full */
+	SETTLED,           /* counted, not measured: the slot has been measured enough for this window */
 	OUTCOMES,
 };
 #define FAMILIES 2

@@ -38,18 +38,21 @@ class Tables:
 
     Attributes:
         peers: tunnel addresses (slots).
-        pairs: pairs of slot and exit address.
+        pairs: pairs of slot and exit address in one interval.
+        exits: exit addresses.
         destinations, ports: the memories behind the contrasts, powers of two.
         panes: parts that the sliding window moves by.
-        measured: flows of a slot whose contrasts are measured in one pane; what is left is counted only.
+        measured: flows of a tunnel address whose contrasts are measured in one window; the others are counted
+            only. The memories need room for twice this for each address that is busy.
     """
 
-    peers: int = 131_072
-    pairs: int = 262_144
+    peers: int = 65_536
+    pairs: int = 131_072
+    exits: int = 65_536
     destinations: int = 1_048_576
     ports: int = 1_048_576
     panes: int = 12
-    measured: int = 128
+    measured: int = 64
 
 
 @dataclass(frozen=True, slots=True)

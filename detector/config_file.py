@@ -148,6 +148,7 @@ class _Tables(BaseModel):
 
     peers: int = _from_to(16, 1 << 22, "a number of tunnel addresses")
     pairs: int = _from_to(16, 1 << 24, "a number of pairs of peer and exit")
+    exits: int = _from_to(16, 1 << 22, "a number of exit addresses")
     destinations: PowerOfTwo = _from_to(16, 1 << 26, "a power of two")
     ports: PowerOfTwo = _from_to(16, 1 << 26, "a power of two")
     panes: int = _from_to(2, 288, "a number of parts of the window")
@@ -173,10 +174,12 @@ class _File(BaseModel):
     listen: Endpoint = _expects("an address and a port, such as 127.0.0.1:9973 or [::1]:9973")
     listen_beyond_loopback: bool = _expects("true or false")
     user: User = _expects("the name of a user, such as exitprint")
-    inspect_socket: SocketPath | None = _expects("an absolute path of at most 100 characters, or null for none")
+    inspect_socket: SocketPath | None = _expects(
+        "an absolute path of at most 100 characters, or null for none"
+    )
     log_format: LogFormat = _expects("auto, pretty or json")
     log_level: LogLevel = _expects("debug, info, warning or error")
-    tables: _Tables = _expects("a group of peers, pairs, destinations, ports, panes and measured")
+    tables: _Tables = _expects("a group of peers, pairs, exits, destinations, ports, panes and measured")
 
 
 # --- the file --------------------------------------------------------------------------------------

@@ -30,7 +30,7 @@ from detector.kernel.tables import set_control
 
 HOOKS = ("netfilter", "kprobe")
 MAPS = (
-    "pairs", "pairs_a", "pairs_b", "slots", "controls", "outcomes",
+    "pairs", "pairs_a", "pairs_b", "exits", "slots", "controls", "outcomes",
     "peers", "networks4", "networks6", "tunnels", "pools",
 )  # fmt: skip
 

@@ -17,6 +17,7 @@ from detector.kernel import bpf
 MAX_POOLS = 64
 MAX_TUNNELS = 256
 WAYS = 4
+PAIRS_IN_LINE = 4
 PANE_BITS = 12
 
 SLOT_SIZE = 64
@@ -42,25 +43,33 @@ class Outcome(IntEnum):
     LOST_PAIRS = 5
     LOST_DESTINATIONS = 6
     LOST_PORTS = 7
-    SETTLED = 8
+    LOST_EXITS = 8
+    SETTLED = 9
 
 
 LOSSES = {
     "pairs_full": Outcome.LOST_PAIRS,
+    "exits_full": Outcome.LOST_EXITS,
     "destinations_full": Outcome.LOST_DESTINATIONS,
     "ports_full": Outcome.LOST_PORTS,
     "unreadable": Outcome.UNREADABLE,
 }
 
 
+def pair_lines(sizes: Tables) -> int:
+    """Lines of a table of pairs: a power of two, with room for at least `sizes.pairs`."""
+    return int(1 << (max(sizes.pairs, PAIRS_IN_LINE) // PAIRS_IN_LINE - 1).bit_length())
+
+
 def macros(sizes: Tables) -> dict[str, int]:
     """The sizes of the tables as the C source names them."""
     return {
         "EP_PEERS": sizes.peers,
-        "EP_PAIRS": sizes.pairs,
+        "EP_PAIR_LINES": pair_lines(sizes),
         "EP_DESTINATION_BUCKETS": max(sizes.destinations // WAYS, 1),
         "EP_PORT_BUCKETS": max(sizes.ports // WAYS, 1),
         "EP_POOLS": MAX_POOLS,
+        "EP_EXITS": sizes.exits,
         "EP_PANES": sizes.panes,
         "EP_MEASURED": sizes.measured,
     }

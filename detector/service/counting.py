@@ -33,6 +33,7 @@ class KernelCounts:
         self._tables = PairTables(maps, sizes)
         self._slots = np.zeros(0, SLOT)
         self._outcomes = np.zeros(SHAPE, np.int64)
+        self._unnamed = np.zeros(len(FAMILIES), np.int64)
         self.drained_rows = 0
         self._fullest = 0
 
@@ -48,6 +49,7 @@ class KernelCounts:
         """Empty the kernel's table of pairs; what comes back has not been attributed yet."""
         drained = self._tables.drain()
         self.drained_rows += len(drained.pairs)
+        self._unnamed += drained.unnamed
         self._fullest = max(self._fullest, len(drained.pairs))
         return drained
 
@@ -82,6 +84,8 @@ class KernelCounts:
         now = np.zeros(SHAPE, np.int64)
         for (family, outcome), count in read_outcomes(self._maps).items():
             now[FAMILIES.index(family), outcome] = count
+        now[:, Outcome.COUNTED] -= self._unnamed
+        now[:, Outcome.LOST_EXITS] += self._unnamed
         growth = now - self._outcomes
         self._outcomes = now
         return growth

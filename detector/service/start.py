@@ -34,7 +34,7 @@ _PATIENCE = 1.0  # seconds between two looks at what is waited for
 PYTHON = (sys.executable, "-I", "-m")
 
 _SENSOR_MAPS = ("peers", "networks4", "networks6", "tunnels", "pools", "link0", "link1")
-_AGGREGATOR_MAPS = ("pairs", "pairs_a", "pairs_b", "slots", "controls", "outcomes", "program")
+_AGGREGATOR_MAPS = ("pairs", "pairs_a", "pairs_b", "exits", "slots", "controls", "outcomes", "program")
 
 
 def run(config: Config) -> NoReturn:
