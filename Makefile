@@ -2,7 +2,7 @@
 # Run as root on Debian: every target installs what it needs first, and costs next to nothing when that is there.
 
 # What a relay needs to run exitprint, and what the lab needs besides.
-PACKAGES := python3 python3-venv python3-bpfcc linux-libc-dev nftables iptables conntrack iproute2 kmod util-linux \
+PACKAGES := python3 python3-venv python3-bpfcc nftables iptables conntrack iproute2 kmod util-linux \
             procps wireguard-go wireguard-tools ca-certificates
 # What boots a stock kernel: virtme-ng (locked) starts qemu on this root file system and asks file(1) for the version.
 VM_PACKAGES := qemu-system-x86 udev file

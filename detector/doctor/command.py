@@ -21,7 +21,6 @@ CHECKS: tuple[tuple[str, Check], ...] = (
     ("capabilities", kernel.capabilities),
     ("btf", kernel.btf),
     ("bcc", software.bcc),
-    ("headers", software.headers),
     ("lockdown", kernel.lockdown),
     ("perf events", kernel.perf_event_paranoid),
     ("unprivileged bpf", kernel.unprivileged_bpf),

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What has to be installed: the right bcc, headers, tools, a user."""
+"""What has to be installed: the right bcc, tools, a user."""
 
 from __future__ import annotations
 
@@ -27,13 +27,6 @@ def bcc(host: Host) -> Finding:
         mend = f"{sys.executable} -m pip uninstall -y bcc" + ("" if installed else f" && {_INSTALL}")
         return fail(f"{place} is PyPI's bcc, a package about lattices", mend)
     return ok(f"{place}")
-
-
-def headers(host: Host) -> Finding:
-    """The user-space API headers that the kernel program includes."""
-    if host.has("usr/include/linux/types.h"):
-        return ok("/usr/include/linux")
-    return fail("no /usr/include/linux/types.h", "apt install linux-libc-dev")
 
 
 def nat_tools(host: Host) -> Finding:

@@ -103,8 +103,6 @@ CONNTRACK = "proc/sys/net/netfilter/nf_conntrack_"
         ),
         (software.bcc, {"modules/bcc.py": ""}, Status.FAIL, "a package about lattices"),
         (software.bcc, NOTHING, Status.FAIL, "apt install python3-bpfcc"),
-        (software.headers, {"usr/include/linux/types.h": ""}, Status.OK, "/usr/include/linux"),
-        (software.headers, NOTHING, Status.FAIL, "apt install linux-libc-dev"),
         (software.nat_tools, NOTHING, Status.FAIL, "apt install nftables"),
         (network.conntrack, NOTHING, Status.NOTE, "modprobe nf_conntrack"),
         (network.conntrack, {CONNTRACK + "max": "100", CONNTRACK + "count": "5\n"}, Status.OK, "5 of 100"),
