@@ -18,6 +18,7 @@ from detector.errors import ExitprintError
 # Name -> where the click command is. Only the one that is asked for is imported.
 _ELSEWHERE = {
     "analyze": "detector.listing.command:analyze",
+    "audit": "detector.rules.audit_command:audit_command",
     "check-config": "detector.config_command:check_config",
     "doctor": "detector.doctor.command:doctor",
     "lab": "detector.lab.wiring:lab",

@@ -12,7 +12,7 @@ from detector.config import Config
 from detector.family import Address, Family
 from detector.peers.model import AllowedIp
 from detector.rules.live import read_live
-from detector.rules.model import Chosen, FieldMap, JHash, NatRule, Pool, RangeHash, RuleSet
+from detector.rules.model import Chosen, JHash, NatRule, Pool, RangeHash, RuleSet, one_to_one_rules
 from detector.rules.pools import ExitPool, effective_pools, parse_pool
 
 # Exits by predictor, one for each pool of the family.
@@ -102,12 +102,8 @@ def mapping_of(rules: RuleSet, configured: Sequence[Pool]) -> Mapping:
         pools=pools,
         views=tuple(_view(pool, rules.rules) for pool in pools),
         ranges=tuple((one.first, one.last) for one in ranges),
-        exclusive=frozenset(family for rule in rules.rules if _one_to_one(rule) for family in rule.families),
+        exclusive=frozenset(family for rule in one_to_one_rules(rules) for family in rule.families),
     )
-
-
-def _one_to_one(rule: NatRule) -> bool:
-    return isinstance(rule.mapping, FieldMap) and rule.mapping.one_to_one
 
 
 def _view(pool: ExitPool, rules: Iterable[NatRule]) -> predictors.ExitPool:
