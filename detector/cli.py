@@ -22,6 +22,7 @@ _ELSEWHERE = {
     "check-config": "detector.config_command:check_config",
     "doctor": "detector.doctor.command:doctor",
     "lab": "detector.lab.wiring:lab",
+    "simulate": "detector.simulate.command:simulate",
 }
 
 
