@@ -21,6 +21,9 @@ _HEADER = struct.Struct("<HBBIIIII")
 _TYPE = struct.Struct("<III")
 _MEMBER = struct.Struct("<III")
 
+_LAST_KIND = 19
+_DEPTH = 32  # of names and of anonymous members; what goes deeper goes round in a circle
+
 _ARRAY, _STRUCT, _UNION = 3, 4, 5
 # Kinds that only name or qualify another type: typedef, volatile, const, restrict, type tag.
 _TRANSPARENT = frozenset({8, 9, 10, 11, 18})
@@ -37,6 +40,10 @@ _TAIL = {
     17: (4, 0),  # declaration tag
     19: (0, 12),  # 64-bit enum
 }
+
+
+def _unreadable() -> HostError:
+    return HostError("the kernel's BTF cannot be read", "a kernel with CONFIG_DEBUG_INFO_BTF is needed")
 
 
 class MissingField(HostError):
@@ -68,10 +75,10 @@ class Btf:
 
     def __init__(self, data: bytes, base: Btf | None = None) -> None:
         if len(data) < _HEADER.size or _HEADER.unpack_from(data)[0] != _MAGIC:
-            raise HostError(
-                "the kernel's BTF cannot be read", "a kernel with CONFIG_DEBUG_INFO_BTF is needed"
-            )
+            raise _unreadable()
         _, _, _, header, type_off, type_len, string_off, string_len = _HEADER.unpack_from(data)
+        if header + max(type_off + type_len, string_off + string_len) > len(data):
+            raise _unreadable()
         self._base = base
         self._data = data
         self._first_id = base._next_id if base else 1
@@ -135,24 +142,26 @@ class Btf:
                     return self._first_id + index
         return self._base._find_struct(name) if self._base else 0
 
-    def _member(self, type_id: int, name: str) -> tuple[int, int] | None:
+    def _member(self, type_id: int, name: str, depth: int = 0) -> tuple[int, int] | None:
         """(offset in bits, type id) of a member, looking into anonymous members."""
         stripped = self._strip(type_id)
         parent, data = self._type(stripped), self._owner(stripped)._data
         if parent.kind not in (_STRUCT, _UNION):
             return None
+        if depth > _DEPTH:
+            raise _unreadable()
         for index in range(parent.vlen):
             name_off, member, bits = _MEMBER.unpack_from(data, parent.tail + _MEMBER.size * index)
             bits = bits & 0xFFFFFF if parent.bitfields else bits
             if self._string(name_off) == name:
                 return bits, member
-            if name_off == 0 and (inner := self._member(member, name)):
+            if name_off == 0 and (inner := self._member(member, name, depth + 1)):
                 return bits + inner[0], inner[1]
         return None
 
     def _strip(self, type_id: int) -> int:
         """The type behind typedefs, qualifiers and arrays."""
-        while True:
+        for _ in range(_DEPTH):
             found = self._type(type_id)
             if found.kind in _TRANSPARENT:
                 type_id = found.target
@@ -160,6 +169,7 @@ class Btf:
                 (type_id,) = struct.unpack_from("<I", self._owner(type_id)._data, found.tail)
             else:
                 return type_id
+        raise _unreadable()
 
     def _owner(self, type_id: int) -> Btf:
         """Whose file describes the type: ours, or that of the base that split BTF continues."""
@@ -172,6 +182,8 @@ class Btf:
         owner = self._owner(type_id)
         if type_id < owner._first_id:
             return _Type(0, 0, 0, False, 0, 0)  # void
+        if type_id >= owner._next_id:
+            raise _unreadable()
         offset = owner._offsets[type_id - owner._first_id]
         name, info, target = _TYPE.unpack_from(owner._data, offset)
         return _Type(name, info >> 24 & 0x1F, info & 0xFFFF, bool(info >> 31), target, offset + _TYPE.size)
@@ -181,19 +193,31 @@ class Btf:
         while offset < owner._first_string and owner._base:
             owner = owner._base
         start = offset - owner._first_string
-        return owner._strings[start : owner._strings.index(b"\0", start)].decode()
+        end = owner._strings.find(b"\0", start)
+        if end < 0:
+            raise _unreadable()
+        return owner._strings[start:end].decode(errors="replace")
 
 
 def _type_offsets(data: bytes, start: int, length: int) -> array[int]:
-    """Where each type begins in the file."""
+    """Where each type begins in the file; each lies in it as a whole.
+
+    Raises:
+        HostError: one does not, or is of a kind that is not known.
+    """
     offsets = array("I")
     position, end = start, start + length
     info_at = struct.Struct("<I").unpack_from
-    while position < end:
+    while position + _TYPE.size <= end:
         offsets.append(position)
         (info,) = info_at(data, position + 4)
-        fixed, each = _TAIL.get(info >> 24 & 0x1F, (0, 0))
-        position += 12 + fixed + each * (info & 0xFFFF)
+        kind = info >> 24 & 0x1F
+        if kind > _LAST_KIND:  # so its length is not known
+            raise _unreadable()
+        fixed, each = _TAIL.get(kind, (0, 0))
+        position += _TYPE.size + fixed + each * (info & 0xFFFF)
+    if position != end:
+        raise _unreadable()
     return offsets
 
 
@@ -207,6 +231,7 @@ def read(module: str | None = None, folder: Path = VMLINUX.parent) -> Btf:
         base = Btf((folder / VMLINUX.name).read_bytes())
         return Btf((folder / module).read_bytes(), base) if module else base
     except FileNotFoundError as error:
-        raise HostError(
-            f"the kernel has no BTF for {module or 'itself'}", "a kernel with CONFIG_DEBUG_INFO_BTF is needed"
-        ) from error
+        hint = "a kernel with CONFIG_DEBUG_INFO_BTF is needed"
+        if module:
+            hint = f"if the module is not loaded: modprobe {module}; otherwise {hint}"
+        raise HostError(f"the kernel has no BTF for {module or 'itself'}", hint) from error

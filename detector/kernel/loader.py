@@ -11,6 +11,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import re
 import socket
 import subprocess
 import sys
@@ -38,6 +39,7 @@ _CONFIRM = "__nf_conntrack_confirm"
 _FUNCTIONS = {"netfilter": b"on_packet", "kprobe": b"on_confirm"}
 _MAX_MESSAGE = 65536
 _MAX_DESCRIPTORS = 32
+_MAX_ERRORS = 3
 _TIMEOUT = 120.0  # seconds; an emulated machine takes ten
 
 
@@ -103,12 +105,14 @@ def _build(request: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
     macros = source.offsets(conntrack_btf()) | source.draw_secret() | table_macros(sizes)
     macros["EP_NAMESPACE"] = os.stat("/proc/self/ns/net").st_ino  # noqa: PTH116  (does not follow to a path)
     bcc = load_bcc()
+    text = source.text().encode()
     with _c_messages() as messages:
         try:
-            program = bcc.BPF(text=source.text().encode(), cflags=source.flags(macros))
+            program = bcc.BPF(text=text, cflags=source.flags(macros))
         except Exception as error:
             raise HostError(
-                "the kernel program does not compile or its tables do not fit", messages()
+                "the kernel program does not compile or its tables do not fit",
+                _errors(messages()) or str(error),
             ) from error
     maps = {name: program[name.encode()].get_fd() for name in MAPS}
     set_control(maps, time.monotonic(), request["session_gap"], pane=1)
@@ -178,6 +182,12 @@ def _reason(hook: str, error: OSError) -> str:
     return (error.strerror or str(error)).lower()
 
 
+def _errors(text: str) -> str:
+    """The compiler's and the kernel's errors, in short, without warnings and quoted lines."""
+    lines = [line.strip() for line in text.splitlines() if re.search(r"\berror\b", line)]
+    return "; ".join(lines[:_MAX_ERRORS])
+
+
 def _last_line(text: str) -> str:
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     return lines[-1].rstrip(".") if lines else ""
@@ -211,6 +221,10 @@ def main(descriptor: int, request: str) -> None:
         socket.send_fds(channel, [message.encode()], list(descriptors.values()))
     except ExitprintError as error:
         channel.send(json.dumps({"error": error.what, "hint": error.hint}).encode())
+    except OSError as error:  # a file of ours is missing, or a system call is refused
+        what = f"the kernel program cannot be built: {error.strerror or error}".lower()
+        hint = f"see {error.filename}" if error.filename else "see what is missing with: exitprint doctor"
+        channel.send(json.dumps({"error": what, "hint": hint}).encode())
     # BCC would disable the kprobe on its way out: the descriptors are shared with the parent now.
     os._exit(0)
 
