@@ -62,6 +62,7 @@ format: env
 # Pages that are made from code and kept beside it.
 generate: env
 	@$(PYTHON) -m detector.service.metrics_page
+	@$(PYTHON) -m dashboards
 
 bench: env
 	@$(PYTHON) -m tests.bench $(ARGS)

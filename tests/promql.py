@@ -45,6 +45,14 @@ class Schema:
             if "record" in rule:
                 self.series[rule["record"]] = self.labels(rule["expr"])
 
+    def alert(self, rules: Iterable[Mapping[str, Any]]) -> None:
+        """Add Prometheus' own series about the alerts of these rules."""
+        labels: Labels = {"alertname": _ANY, "alertstate": frozenset({"pending", "firing"}), "severity": _ANY}
+        for rule in rules:
+            if "alert" in rule:
+                labels = _merged(labels, self.labels(rule["expr"]))
+        self.series["ALERTS"] = labels
+
     def labels(self, query: str) -> Labels:
         """The labels of the query's result; none for a scalar.
 

@@ -152,9 +152,9 @@ def test_leak_alerts_hold_only_with_enough_coverage() -> None:
 def test_the_worst_verdict_is_the_one_of_the_analysis() -> None:
     """The ranks of the recording rule order the verdicts as the analysis does; 4 is left for unknown."""
     expr = next(
-        rule["expr"] for rule in rules_in(RECORDING) if rule["record"] == "relay:exitprint_verdict:worst"
+        rule["expr"] for rule in rules_in(RECORDING) if rule["record"] == "relay_family:exitprint_verdict:rank"
     )
-    ranks = dict(re.findall(r'(\d) \* max by[^"]*verdict="(\w+)"', expr))
+    ranks = dict(re.findall(r'(\d) \* relay_family:exitprint_verdict:trusted{verdict="(\w+)"', expr))
     assert [ranks.get(str(rank)) for rank in (8, 7, 6, 5)] == list(LEAKS)
     assert [ranks.get(str(rank)) for rank in (4, 3, 2, 1)] == [None, *VERDICTS[len(LEAKS) : -1]]
 

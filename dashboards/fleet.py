@@ -1,0 +1,177 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The dashboard *Fleet*: which relays leak, how badly, since when."""
+
+from __future__ import annotations
+
+from grafana_foundation_sdk.builders.dashboard import Dashboard
+
+from dashboards.style import (
+    ANY_IS_BAD,
+    RANK_STEPS,
+    About,
+    Part,
+    Query,
+    blank,
+    in_colours_of_verdicts,
+    laid_out,
+    series,
+    stat,
+    states,
+    table,
+)
+
+PREDICTABLE, DOWN = "ExitprintMappingPredictable", "ExitprintDetectorDown"
+_RELAYS = 'fleet=~"$fleet", relay=~"$relay"'
+_WORST = f"relay:exitprint_verdict:worst{{{_RELAYS}}}"
+_SHARES = {None: "green", 0.01: "orange", 0.1: "red"}
+
+
+def fleet() -> Dashboard:
+    """The dashboard."""
+    about = "Which relays leak, how badly, since when."
+    return laid_out(
+        blank("exitprint / Fleet", "exitprint-fleet", about, many=True), (_now(), _relays(), _history())
+    )
+
+
+def _now() -> Part:
+    leaking = stat(
+        About("Relays that leak", "Relays whose worst verdict is a leak.", PREDICTABLE, "short", ANY_IS_BAD),
+        Query(f"count({_WORST} >= 5) or vector(0)", "leak"),
+    )
+    unknown = stat(
+        About(
+            "Relays not known",
+            "Relays of which nothing can be said: little evidence, loss, or no detector. They are not safe.",
+            "ExitprintNoVerdict",
+            "short",
+            {None: "green", 1: "purple"},
+        ),
+        Query(f"count({_WORST} == 4) or vector(0)", "not known"),
+    )
+    watched = stat(
+        About("Relays watched", "Relays whose detector answers.", DOWN, "short", {None: "red", 1: "green"}),
+        Query(f'sum(up{{job="exitprint", {_RELAYS}}})', "watched"),
+    )
+    share = stat(
+        About(
+            "Peers that leak", "Share of all judged peers of the fleet.", PREDICTABLE, "percentunit", _SHARES
+        ),
+        Query(
+            'max by (fleet, family) (fleet_family:exitprint_leaking_peers:ratio{fleet=~"$fleet"})',
+            "{{fleet}} {{family}}",
+        ),
+    )
+    bits = stat(
+        About(
+            "Worst leak",
+            "Bits that one observed exit tells about the peer's next one, on the worst relay.",
+            PREDICTABLE,
+            "suffix: bits",
+            {None: "green", 1: "orange", 3: "red"},
+        ),
+        Query(
+            'max by (fleet, family) (fleet_family:exitprint_leak_bits:max{fleet=~"$fleet"})',
+            "{{fleet}} {{family}}",
+        ),
+    )
+    return Part("Now", [(leaking, 4, 5), (unknown, 4, 5), (watched, 4, 5), (share, 6, 5), (bits, 6, 5)])
+
+
+def _relays() -> Part:
+    columns = {
+        "Rank": Query(f"max by (fleet, relay, verdict) ({_WORST})"),
+        "Leak": Query(f"max by (fleet, relay) (relay_family:exitprint_leak_bits:trusted{{{_RELAYS}}})"),
+        "Peers that leak": Query(
+            f"max by (fleet, relay) (relay_family:exitprint_leaking_peers:ratio{{{_RELAYS}}})"
+        ),
+        "Since": Query(
+            f"max by (fleet, relay) (exitprint_verdict_since_timestamp_seconds{{{_RELAYS}}}) * 1000"
+        ),
+        "Coverage": Query(f"min by (fleet, relay) (exitprint_coverage_ratio{{{_RELAYS}}})"),
+    }
+    units = {
+        "Leak": "suffix: bits",
+        "Peers that leak": "percentunit",
+        "Since": "dateTimeFromNow",
+        "Coverage": "percentunit",
+    }
+    listing = table(
+        About(
+            "Relays",
+            "Each relay's deciding verdict, its rank (8 is the worst), how much leaks and since when.",
+            PREDICTABLE,
+            "short",
+            RANK_STEPS,
+        ),
+        columns,
+        units,
+    )
+    firing = table(
+        About("Alerts", "What fires now on these relays.", PREDICTABLE, "short", ANY_IS_BAD),
+        {
+            "Firing": Query(
+                "count by (fleet, relay, family, alertname, severity) ("
+                f'ALERTS{{alertname=~"Exitprint.+", alertstate="firing", {_RELAYS}}})'
+            )
+        },
+        {},
+    )
+    return Part("Relays", [(listing, 14, 9), (firing, 10, 9)])
+
+
+def _history() -> Part:
+    worst = states(
+        About(
+            "Worst verdict of each relay",
+            "Since when a relay leaks. Purple is not known, which is not safe.",
+            PREDICTABLE,
+            "short",
+            RANK_STEPS,
+        ),
+        Query(f"max by (fleet, relay) ({_WORST})", "{{fleet}} {{relay}}"),
+        ranks=True,
+    )
+    verdicts = in_colours_of_verdicts(
+        series(
+            About("Relays by verdict", "How many relays have which worst verdict.", PREDICTABLE),
+            Query('sum by (verdict) (fleet_verdict:exitprint_relays:count{fleet=~"$fleet"})', "{{verdict}}"),
+            stacked=True,
+        )
+    )
+    share = series(
+        About(
+            "Peers that leak", "Share of all judged peers of the fleet.", PREDICTABLE, "percentunit", _SHARES
+        ),
+        Query('fleet_family:exitprint_leaking_peers:ratio{fleet=~"$fleet"}', "{{fleet}} {{family}}"),
+        most=1,
+    )
+    bits = series(
+        About(
+            "Leak of the worst relays",
+            "Bits that one observed exit tells about the peer's next one, for the ten worst.",
+            PREDICTABLE,
+            "suffix: bits",
+        ),
+        Query(
+            f"topk(10, relay_family:exitprint_leak_bits:trusted{{{_RELAYS}}})",
+            "{{fleet}} {{relay}} {{family}}",
+        ),
+    )
+    coverage = series(
+        About(
+            "Coverage",
+            "Share of flows counted, of the ten relays with least. Below 0.95 the verdict is not trusted.",
+            "ExitprintCoverageLow",
+            "percentunit",
+            {None: "red", 0.95: "green"},
+        ),
+        Query(
+            f"bottomk(10, min by (fleet, relay) (exitprint_coverage_ratio{{{_RELAYS}}}))",
+            "{{fleet}} {{relay}}",
+        ),
+        most=1,
+    )
+    return Part(
+        "Over time", [(worst, 24, 9), (verdicts, 12, 8), (share, 12, 8), (bits, 12, 8), (coverage, 12, 8)]
+    )
