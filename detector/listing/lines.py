@@ -234,6 +234,12 @@ class Reader:
         return np.fromiter((one in {b"", b"NEW"} for one in event), np.bool_, len(event))
 
 
+def as_bytes(packed: Packed) -> list[bytes]:
+    """Each address of a column as 16 bytes."""
+    texts: list[bytes] = np.ascontiguousarray(packed).view("V16").ravel().tolist()
+    return texts
+
+
 class _PackedAddresses(dict[bytes, bytes]):
     """Addresses as text to 16 bytes, or to none where it is no address; remembers the recent ones."""
 

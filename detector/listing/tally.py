@@ -18,7 +18,7 @@ from detector.analysis.observation import Observation
 from detector.config import Tables
 from detector.family import Family
 from detector.kernel.tables import FAMILIES, Outcome
-from detector.listing.lines import Flows
+from detector.listing.lines import Flows, as_bytes
 from detector.listing.memory import FULL, NEW, Memory
 from detector.listing.peers import NO_ROOM, NOBODY, Peers
 from detector.listing.trials import DestinationTrials, Votes
@@ -36,6 +36,7 @@ Index = NDArray[np.int64]
 MEASURED = Tables().measured * Tables().panes
 MEMORY = 1 << 22
 MOST_PAIRS = 1 << 22
+MOST_EXITS = 1 << 20
 _EXIT_BITS = np.uint64(32)
 _CONTRASTS = TRIAL_COUNTS[:4]
 
@@ -67,6 +68,7 @@ class Tally:
         self._pools_only = np.array([family in pools_only for family in FAMILIES])
         self._most_pairs = pairs
         self._exits = Exits()
+        self._number_of_exit = _ExitNumbers(self._exits)
         self._destinations, self._ports = Memory(memory), Memory(memory)
         self._trials = DestinationTrials(mapping)
         self._measured = np.zeros(0, np.int64)
@@ -77,9 +79,11 @@ class Tally:
         """Count some more flows."""
         outcomes = np.zeros(SHAPE, np.int64)
         rows = self._attribute(flows, outcomes)
-        mine = np.flatnonzero(rows >= 0)
-        flows, rows = flows.take(mine), rows[mine]
-        exits = _numbers(flows.exit, self._exits.number)
+        exits = np.full(len(rows), NO_ROOM, np.int64)
+        exits[rows >= 0] = _numbers(flows.exit[rows >= 0], self._number_of_exit.__getitem__)
+        _count(outcomes, flows, (rows >= 0) & (exits < 0), Outcome.LOST_PAIRS)
+        mine = np.flatnonzero(exits >= 0)
+        flows, rows, exits = flows.take(mine), rows[mine], exits[mine]
         pairs = rows.astype(np.uint64) << _EXIT_BITS | exits.astype(np.uint64)
         fitting = self._fitting(pairs)
         _count(outcomes, flows, fitting, Outcome.COUNTED)
@@ -192,10 +196,23 @@ class Tally:
         ]
 
 
+class _ExitNumbers(dict[bytes, int]):
+    """Exit, as 16 bytes, to its number; `NO_ROOM` where there are too many."""
+
+    def __init__(self, exits: Exits) -> None:
+        super().__init__()
+        self._exits = exits
+
+    def __missing__(self, packed: bytes) -> int:
+        if len(self) >= MOST_EXITS:
+            return NO_ROOM
+        self[packed] = number = self._exits.number(packed)
+        return number
+
+
 def _numbers(packed: Packed, number: Callable[[bytes], int]) -> Index:
     """What `number` gives each address, shape (n,)."""
-    texts: list[bytes] = np.ascontiguousarray(packed).view("V16").ravel().tolist()
-    return np.fromiter(map(number, texts), np.int64, len(texts))
+    return np.fromiter(map(number, as_bytes(packed)), np.int64, len(packed))
 
 
 def _count(outcomes: NDArray[np.int64], flows: Flows, which: Mask, outcome: Outcome) -> None:

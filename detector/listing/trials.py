@@ -7,6 +7,7 @@ that the exits themselves make: such a guess can miss, but it hits no oftener th
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, fields
 
@@ -14,16 +15,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 from detector.analysis.kernel_columns import Packed, kernel_exits, within
-from detector.family import Address
+from detector.family import Address, pack
 from detector.kernel.tables import MAX_POOLS
-from detector.listing.lines import Flows
+from detector.listing.lines import Flows, as_bytes
 from detector.rules.model import Pool, RuleSet
+from detector.rules.pools import normalised
 from detector.service.columns import Columns
 from detector.service.counting import EXPECTED_UNIT
 from detector.service.mapping import Mapping, mapping_of
 from detector.service.window import TRIAL_COUNTS
 
 KEPT_VOTES = 1 << 18
+_CACHED = 1 << 17
 _WIDEST_GAP = 64  # between two neighbours in a guessed pool
 _LEAST_SHARE = 0.25  # of a guessed pool that is in use
 _FIRST = TRIAL_COUNTS.index("destination_tried")
@@ -60,15 +63,13 @@ class DestinationTrials:
     def __init__(self, mapping: Mapping | None) -> None:
         self._mapping = mapping
         self._ranges = [] if mapping is None else list(mapping.ranges)
+        self._pooled = _Pooled(self._ranges)
         self._kept: list[Votes] = []
         self._room = KEPT_VOTES
 
     def in_pools(self, flows: Flows) -> NDArray[np.bool_]:
         """Whose exit is in a pool, shape (n,)."""
-        inside = np.zeros(len(flows), np.bool_)
-        for first, last in self._ranges:
-            inside |= within(flows.exit, first, last)
-        return inside
+        return np.fromiter(map(self._pooled.__getitem__, as_bytes(flows.exit)), np.bool_, len(flows))
 
     def add(self, votes: Votes) -> Columns:
         """The trials of these votes by row; nothing yet while the pools are not known."""
@@ -91,6 +92,23 @@ class DestinationTrials:
         if not self._kept:
             return mapping, Columns.empty(len(TRIAL_COUNTS))
         return mapping, tried(Votes.joined(self._kept), mapping.ranges)
+
+
+class _Pooled(dict[bytes, bool]):
+    """Whether an exit, as 16 bytes, is in one of some ranges; remembers the recent ones."""
+
+    def __init__(self, ranges: Iterable[tuple[Address, Address]]) -> None:
+        super().__init__()
+        parts = normalised(Pool(first, last) for first, last in ranges)
+        ends = sorted((pack(part.first), pack(part.last)) for part in parts)
+        self._firsts, self._lasts = [first for first, _ in ends], [last for _, last in ends]
+
+    def __missing__(self, packed: bytes) -> bool:
+        if len(self) >= _CACHED:
+            self.clear()
+        place = bisect_right(self._firsts, packed) - 1
+        self[packed] = inside = place >= 0 and packed <= self._lasts[place]
+        return inside
 
 
 def guessed_pools(exits: Iterable[Address]) -> Iterator[Pool]:

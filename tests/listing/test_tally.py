@@ -150,7 +150,7 @@ def test_the_longest_prefix_wins() -> None:
     assert sum(by_peer) == len(made)
 
 
-def test_full_memories_and_tables_are_losses() -> None:
+def test_full_memories_and_tables_are_losses(monkeypatch: pytest.MonkeyPatch) -> None:
     """What does not fit is counted as lost: the verdict becomes unknown, never harmless."""
     made = flows(persistent=True)
     content = [text([event(flow) for flow in made])]
@@ -158,6 +158,11 @@ def test_full_memories_and_tables_are_losses() -> None:
     assert full.loss.seen == len(made)
     assert full.loss.lost > 100
     assert judge([full]).verdict == "unknown"
+    monkeypatch.setattr(tally_module, "MOST_EXITS", 3)
+    some = counted(content)[0]
+    assert np.unique(some.exit).size == 3
+    assert some.loss.seen + some.loss.lost == len(made)
+    monkeypatch.undo()
     few = counted(content, pairs=5)[0]
     assert len(few.peer) == 5
     assert few.loss.seen + few.loss.lost == len(made)
@@ -200,3 +205,35 @@ def test_families_are_apart() -> None:
     assert (four.family, six.family) == (Family.IPV4, Family.IPV6)
     assert four.peers == six.peers == 3
     assert pack(six.exits[0])[:2] == b"\x20\x01"
+
+
+LINES = [event(flow) for six in (False, True) for flow in flows(peers=2, each=4, six=six)]
+WORDS = sorted({word for line in LINES for word in line.split(" ")})
+
+
+@st.composite
+def bent_lines(draw: st.DrawFn) -> str:
+    """A line of conntrack of which one word is another."""
+    words = draw(st.sampled_from(LINES)).split(" ")
+    words[draw(st.integers(0, len(words) - 1))] = draw(st.sampled_from([*WORDS, "", "zone=70000", "src="]))
+    return " ".join(words)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(bent_lines(), max_size=30), st.sampled_from([None, MAPPING]), st.booleans())
+def test_bent_lines_end_in_a_report(lines: list[str], mapping: Mapping | None, listed: bool) -> None:
+    """Lines that are almost right are counted or not; each counted flow is in the report."""
+    peers = Peers([AllowedIp(bytes([10, 64, 0, 1]), 32)]) if listed else Peers()
+    observations = counted([text(lines)], mapping, peers)
+    report = judge(observations)
+    assert sum(one.flows for one in report.families.values()) == sum(one.flows.sum() for one in observations)
+    assert all(one.loss.seen == one.flows.sum() for one in observations)
+
+
+def test_many_ranges_cost_no_more() -> None:
+    """Whether an exit is in a pool is looked up, also among thousands of ranges."""
+    many = [Pool.of(FIRST + 2 * step) for step in range(3000)]
+    made = flows(peers=2)
+    observation = counted([text([event(flow) for flow in made])], mapping_of(RuleSet(), many), Peers([]))[0]
+    pooled = sum((int(flow.exit) - int(FIRST)) % 2 == 0 for flow in made)
+    assert observation.loss.unattributed == pooled
