@@ -32,7 +32,13 @@ struct bpf_nf_ctx {
 
 int on_packet(struct bpf_nf_ctx *ctx)
 {
-	observe_packet(ctx->skb);
+	void *skb = ctx->skb;
+	u64 nfct = direct_read64(skb, EP_SKB_NFCT);
+
+	/* Nearly all packets end here; the hint keeps this way out beside the way in, in one line of the cache. */
+	if (__builtin_expect(!may_begin(nfct), 1))
+		return NF_ACCEPT;
+	observe_packet(skb, nfct);
 	return NF_ACCEPT;
 }
 

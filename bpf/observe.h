@@ -168,13 +168,10 @@ static __always_inline bool may_begin(u64 nfct)
 }
 
 /* The netfilter link: sees every packet of its own namespace; the verifier lets it read the skb directly. */
-static __always_inline void observe_packet(void *skb)
+static __always_inline void observe_packet(void *skb, u64 nfct)
 {
-	u64 nfct = direct_read64(skb, EP_SKB_NFCT);
 	struct entry entry;
 
-	if (!may_begin(nfct))
-		return;
 	if (read_kernel(&entry, sizeof(entry), (void *)((nfct & ~NFCT_INFOMASK) + EP_CT_FIRST)))
 		return count_outcome(0, UNREADABLE);
 	if (ENTRY(&entry, u64, EP_CT_STATUS) & IPS_CONFIRMED)
