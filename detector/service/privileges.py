@@ -14,6 +14,7 @@ import resource
 import signal
 import struct
 from collections.abc import Collection, Iterable
+from pathlib import Path
 
 CAP_NET_ADMIN = 12
 
@@ -31,6 +32,8 @@ _PR_CAP_AMBIENT_RAISE, _PR_CAP_AMBIENT_CLEAR_ALL = 2, 4
 _SECBIT_NOROOT, _SECBIT_NOROOT_LOCKED = 1, 2
 _LAST_CAPABILITY = 63
 
+_CLONE_NEWNET = 0x40000000
+
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
@@ -38,6 +41,15 @@ def _check(result: int, call: str) -> None:
     if result != 0:
         code = ctypes.get_errno()
         raise OSError(code, f"{call}: {os.strerror(code)}")
+
+
+def enter_network(namespace: Path) -> None:
+    """Move this thread into a network namespace that is there."""
+    descriptor = os.open(namespace, os.O_RDONLY)
+    try:
+        _check(_libc.setns(descriptor, _CLONE_NEWNET), "setns")
+    finally:
+        os.close(descriptor)
 
 
 def never_dump() -> None:

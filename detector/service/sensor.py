@@ -170,8 +170,13 @@ class Sensor:
         if changes.added or changes.retired:
             retired = [slot.number for slot in changes.retired]
             self._channel.send({"kind": "peers", "added": self._rows(changes.added), "retired": retired})
+        if changes.added or changes.retired or changes.moved:
             _log.info(
-                "peers changed", added=len(changes.added), removed=len(changes.retired), now=len(self.slots)
+                "peers changed",
+                added=len(changes.added),
+                removed=len(changes.retired),
+                moved=len(changes.moved),  # to an interface of the same name that was made anew
+                now=len(self.slots),
             )
         for slot in (*changes.added, *changes.moved):
             tables.set_peer(self._maps, slot.ifindex, slot.allowed.address, slot.allowed.prefix, slot.number)

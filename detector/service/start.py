@@ -21,7 +21,7 @@ from detector.config import Config
 from detector.errors import HostError, UsageError
 from detector.kernel.loader import Loaded, load
 from detector.logs import get_logger
-from detector.service import inspect
+from detector.service import inspect, privileges
 from detector.service.web import listen
 
 _log = get_logger()
@@ -68,13 +68,12 @@ def _enter_namespace(config: Config) -> None:
     path = config.namespace_path
     if path is None:
         return
-    from pyroute2 import netns  # noqa: PLC0415  (20 MB that only this case needs)
-
     try:
-        netns.setns(str(path))
-    except (OSError, ValueError) as error:
+        privileges.enter_network(path)
+    except OSError as error:
+        reason = (error.strerror or "no such namespace").lower()
         raise UsageError(
-            f"network_namespace: {config.network_namespace!r} cannot be entered ({type(error).__name__})",
+            f"network_namespace: {config.network_namespace!r} cannot be entered: {reason}",
             "see the names with: ip netns list",
         ) from error
 
