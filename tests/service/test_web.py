@@ -194,5 +194,6 @@ def test_a_port_that_is_taken_is_an_error_that_names_the_key() -> None:
     """The address, the reason and the key to change are in the message."""
     with socket.create_server(("127.0.0.1", 0)) as taken:
         where = Listen(port=taken.getsockname()[1])
-        with pytest.raises(HostError, match=f"cannot listen on {where}: address already in use; .*key listen"):
+        taken_words = f"cannot listen on {where}: address already in use; .*key listen"
+        with pytest.raises(HostError, match=taken_words):
             web.listen(where)
