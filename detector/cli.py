@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import importlib
-import json
 import sys
 from pathlib import Path
 
@@ -12,7 +11,6 @@ import click
 from rich.console import Console
 
 from detector import __version__
-from detector.config import INSPECT_SOCKET
 from detector.errors import ExitprintError
 
 # Name -> where the click command is. Only the one that is asked for is imported.
@@ -22,6 +20,11 @@ _ELSEWHERE = {
     "check-config": "detector.config_command:check_config",
     "doctor": "detector.doctor.command:doctor",
     "lab": "detector.lab.wiring:lab",
+    "explain": "detector.oncall.commands:explain",
+    "holds": "detector.oncall.commands:holds",
+    "peers": "detector.oncall.commands:peers",
+    "status": "detector.oncall.commands:status",
+    "watch": "detector.oncall.commands:watch",
     "simulate": "detector.simulate.command:simulate",
 }
 
@@ -65,18 +68,3 @@ def run(path: Path) -> None:
     from detector.service.start import run as start  # noqa: PLC0415
 
     start(load_config(path))
-
-
-@main.command()
-@click.option("--socket", "path", type=click.Path(path_type=Path), default=INSPECT_SOCKET, show_default=True)
-@click.option("--json", "as_json", is_flag=True, help="Print the report as one JSON object.")
-def status(path: Path, as_json: bool) -> None:
-    """Ask the running service for its verdict."""
-    from detector.service import inspect  # noqa: PLC0415
-    from detector.terminal import show_report  # noqa: PLC0415
-
-    report = inspect.ask(path, "status")
-    if as_json:
-        click.echo(json.dumps(report))
-    else:
-        show_report(report)

@@ -70,6 +70,8 @@ class Config:
         hook: the hook to use, or "auto" for the first that works.
         user: the user that the aggregator runs as.
         inspect_socket: where `exitprint status` asks, or None for nowhere.
+        inspect_owner, inspect_group: who may ask there, beside root: a user, and the members of a group.
+        inspect_mode: the socket's permissions; None for its owner's alone, and its group's if it has one.
     """
 
     relay: str = field(default_factory=socket.gethostname)
@@ -84,6 +86,9 @@ class Config:
     listen: Listen = Listen()
     user: str = "exitprint"
     inspect_socket: str | None = INSPECT_SOCKET
+    inspect_owner: str = "root"
+    inspect_group: str | None = None
+    inspect_mode: int | None = None
     log_format: LogFormat = "auto"
     log_level: LogLevel = "info"
     tables: Tables = Tables()
@@ -92,6 +97,11 @@ class Config:
     def namespace_path(self) -> Path | None:
         """The namespace's file: `ip netns` keeps those that have a name in /run/netns."""
         return None if self.network_namespace is None else NAMESPACES / self.network_namespace
+
+    @property
+    def socket_mode(self) -> int:
+        """The permissions of the inspect socket."""
+        return self.inspect_mode or (0o600 if self.inspect_group is None else 0o660)
 
     def to_json(self) -> str:
         """The configuration for a child process, in one line."""

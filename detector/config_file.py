@@ -103,6 +103,14 @@ def _listen(value: object) -> Listen:
     return Listen(str(ip_address(host)), int(match[3]))
 
 
+def _mode(value: object) -> int:
+    # YAML takes 0660 without quotes for an octal number already.
+    mode = int(value, 8) if isinstance(value, str) else value
+    if mode not in (0o600, 0o660) or isinstance(mode, bool):
+        raise _because("no other mode keeps strangers out and lets those in who may")
+    return int(mode)
+
+
 def _power_of_two(value: int) -> int:
     if value & (value - 1):
         raise _because(f"the next power of two is {1 << value.bit_length()}")
@@ -138,6 +146,7 @@ Interfaces = Annotated[list[Annotated[str, _matching(_INTERFACE)]], AfterValidat
 Exits = Annotated[list[Annotated[str, AfterValidator(_pool)]], AfterValidator(_distinct)]
 Duration = Annotated[float, BeforeValidator(_duration)]
 Endpoint = Annotated[Listen, BeforeValidator(_listen)]
+Mode = Annotated[int, BeforeValidator(_mode)]
 PowerOfTwo = Annotated[int, AfterValidator(_power_of_two)]
 
 
@@ -177,6 +186,9 @@ class _File(BaseModel):
     inspect_socket: SocketPath | None = _expects(
         "an absolute path of at most 100 characters, or null for none"
     )
+    inspect_owner: User = _expects("the name of a user, such as root")
+    inspect_group: User | None = _expects("the name of a group, such as adm, or null for none")
+    inspect_mode: Mode = _expects('"0600" for the owner alone, or "0660" for inspect_group too')
     log_format: LogFormat = _expects("auto, pretty or json")
     log_level: LogLevel = _expects("debug, info, warning or error")
     tables: _Tables = _expects("a group of peers, pairs, exits, destinations, ports, panes and measured")
@@ -374,6 +386,10 @@ def _relations(config: Config, document: _Document, *, beyond: bool) -> Iterator
     for key, seconds in (("interval", config.interval), ("session_gap", config.session_gap)):
         if seconds >= config.window:
             yield _Problem(at(key), f"{key} ({seconds:g}s) is not shorter than window ({config.window:g}s)")
+    if config.socket_mode & 0o060 and config.inspect_group is None:
+        yield _Problem(
+            ("inspect_mode",), "0660 is for a group: name it with inspect_group, or leave it at 0600"
+        )
     if not ip_address(config.listen.host).is_loopback and not beyond:
         yield _Problem(
             ("listen",),

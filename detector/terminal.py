@@ -13,7 +13,7 @@ from rich.text import Text
 
 Report = Mapping[str, Any]
 
-_STYLE = {
+STYLES = {
     "predictable": "bold red",
     "exclusive": "bold red",
     "pinned": "yellow",
@@ -23,7 +23,7 @@ _STYLE = {
     "unlinkable": "green",
     "unknown": "magenta",
 }
-_FAMILY = {"ipv4": "IPv4", "ipv6": "IPv6"}
+FAMILY_NAMES = {"ipv4": "IPv4", "ipv6": "IPv6"}
 _CONTRASTS = {
     "any": "to different sites",
     "same_destination": "to the same site",
@@ -33,10 +33,11 @@ _CONTRASTS = {
 
 def show_report(report: Report) -> None:
     """Print a report on standard output."""
-    Console(highlight=False).print(Group(*_parts(report)))
+    Console(highlight=False).print(Group(*report_parts(report)))
 
 
-def _parts(report: Report) -> Iterator[RenderableType]:
+def report_parts(report: Report) -> Iterator[RenderableType]:
+    """A report, piece by piece from top to bottom."""
     yield _verdict("The relay is ", report)
     if report.get("why"):
         yield Padding(Text(report["why"]), (0, 0, 1, 2))
@@ -46,7 +47,7 @@ def _parts(report: Report) -> Iterator[RenderableType]:
 
 
 def _verdict(before: str, judged: Mapping[str, Any]) -> Text:
-    text = Text(before).append(judged["verdict"], style=_STYLE.get(judged["verdict"], ""))
+    text = Text(before).append(judged["verdict"], style=STYLES.get(judged["verdict"], ""))
     if judged.get("predictor"):
         text.append(f" by {judged['predictor']}")
     return text
@@ -56,7 +57,7 @@ def _table(families: Mapping[str, Mapping[str, Any]]) -> Table:
     table = Table(box=None, padding=(0, 2), show_edge=False, header_style="bold")
     table.add_column("")
     for family in families:
-        table.add_column(_FAMILY.get(family, family))
+        table.add_column(FAMILY_NAMES.get(family, family))
     for row in zip(*(_column(family) for family in families.values()), strict=True):
         label = row[0][0]
         table.add_row(label, *(cell for _, cell in row))

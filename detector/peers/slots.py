@@ -78,6 +78,9 @@ class Pseudonyms:
         self._names: dict[PublicKey, str] = {}
         self._owners: dict[str, PublicKey] = {}
 
+    def __len__(self) -> int:
+        return len(self._names)
+
     def name(self, key: PublicKey) -> str:
         """The key's pseudonym: the same at each call, and no other key's."""
         name = self._names.get(key)
@@ -121,6 +124,10 @@ class SlotTable:
     def taken(self) -> int:
         """Slots that are in use or not yet released."""
         return len(self._slots) + len(self._retired)
+
+    def held(self) -> dict[str, int]:
+        """How many of what is in memory: public keys, tunnel addresses, slots that wait to be let go."""
+        return {"keys": len(self.pseudonyms), "addresses": len(self._slots), "retired": len(self._retired)}
 
     def slots(self) -> list[Slot]:
         """Every slot in use."""

@@ -31,13 +31,17 @@ from detector.kernel.drain import Drained
 from detector.kernel.tables import set_control
 from detector.logs import get_logger
 from detector.service import inspect, privileges, web
+from detector.service.access import Access
+from detector.service.answers import answers
 from detector.service.channel import Channel, Closed, Message
 from detector.service.counting import SHAPE, KernelCounts
 from detector.service.exporter import registry
+from detector.service.holdings import Holding, holdings
 from detector.service.memory import resident_bytes
 from detector.service.observing import Observed, PoolRanges, observe
+from detector.service.peer_view import PeerView
 from detector.service.roster import Exits, Member, Roster
-from detector.service.snapshot import About, Snapshot, samples, status
+from detector.service.snapshot import About, Snapshot, samples
 from detector.service.window import Counts, Window
 
 _log = get_logger()
@@ -70,6 +74,7 @@ class Aggregator:
         self._epoch, self._epoch_since = 0, time.time()
         self._not_understood = self._refused = self._sensor_rss = 0
         self._waiting = ""
+        self._sensor_holds: Mapping[str, int] = {}
         self._counts = KernelCounts(maps, config.tables)
         self._forget()
         self._set_control()
@@ -122,7 +127,7 @@ class Aggregator:
             self._retire(message["retired"])
         elif message["kind"] == "state":
             self._waiting, self._refused = message["waiting"], message["refused"]
-            self._sensor_rss = message["rss"]
+            self._sensor_rss, self._sensor_holds = message["rss"], message.get("holds", {})
         elif message["kind"] == "stop":
             raise Stopped
 
@@ -165,9 +170,10 @@ class Aggregator:
 
     def _judge(self, started: float, collected: float) -> None:
         counts = self._window.total()
-        report = judge([one.observation for one in self.observed(counts)])
+        observed = self.observed(counts)
+        report = judge([one.observation for one in observed])
         judged = time.monotonic()
-        self._publish(report, counts, {"collect": collected - started, "judge": judged - collected})
+        self._publish(report, observed, counts, {"collect": collected - started, "judge": judged - collected})
 
     def observed(self, counts: Counts | None = None) -> list[Observed]:
         """What the analysis is told of each family: the window as it is now, unless its counts are given."""
@@ -179,8 +185,11 @@ class Aggregator:
             for family in Family
         ]
 
-    def _publish(self, report: Report, counts: Counts, durations: Mapping[str, float]) -> None:
+    def _publish(
+        self, report: Report, observed: list[Observed], counts: Counts, durations: Mapping[str, float]
+    ) -> None:
         self._good = time.monotonic()
+        fullest = self._counts.take_fullest()
         before = self.snapshot
         since = before.since if before.report and before.report.verdict is report.verdict else time.time()
         self.snapshot = Snapshot(
@@ -193,7 +202,7 @@ class Aggregator:
             outcomes=self._counts.outcomes(),
             drained_rows=self._counts.drained_rows,
             fill={
-                "pairs": self._counts.take_fullest(),
+                "pairs": fullest,
                 "peers": self.roster.present,
                 "window": len(counts.pairs.keys),
             },
@@ -204,7 +213,22 @@ class Aggregator:
             epoch_since=self._epoch_since,
             not_understood=self._not_understood,
             waiting=self._waiting,
+            peers=self._views(report, observed),
+            holds=self._holds(fullest),
         )
+
+    def _views(self, report: Report, observed: list[Observed]) -> tuple[PeerView, ...]:
+        """The peers, as references to what was judged."""
+        judged = [(one, report.families[one.observation.family]) for one in observed]
+        return tuple(
+            PeerView(one, family, family.columns, self.roster.names, self.roster.are_present(one.rows))
+            for one, family in judged
+            if family.columns is not None
+        )
+
+    def _holds(self, drained: int) -> tuple[Holding, ...]:
+        held = self._window.held(time.monotonic())
+        return holdings(self._config, self._sensor_holds, self.roster, self._exits, held, drained)
 
     def healthy(self) -> web.State:
         """Whether reports are being made."""
@@ -250,8 +274,11 @@ def main(descriptor: int) -> int:
     )
     web.serve(socket.socket(fileno=spec["listener"]), pages)
     if spec["inspect"] is not None:
-        answers = {"status": lambda: status(aggregator.snapshot, aggregator.about)}
-        inspect.serve(socket.socket(fileno=spec["inspect"]), answers)
+        inspect.serve(
+            socket.socket(fileno=spec["inspect"]),
+            answers(lambda: aggregator.snapshot, lambda: aggregator.about),
+            Access(**spec["access"]),
+        )
     try:
         _loop(aggregator, channel, config.interval)
     except Stopped:

@@ -4,7 +4,8 @@
 sensor -> aggregator
     {"kind": "peers", "added": [[slot, family, wide, pseudonym, predictions], ...], "retired": [slot, ...]}
     {"kind": "rules", "epoch": n, "pools": [...], "not_understood": n, ..., "added": every slot, as above}
-    {"kind": "state", "waiting": what for, or "", "refused": tunnel addresses without a slot, "rss": bytes}
+    {"kind": "state", "waiting": what for, or "", "refused": tunnel addresses without a slot, "rss": bytes,
+     "holds": numbers of what the sensor has in memory}
     {"kind": "stop"}
 aggregator -> sensor
     {"kind": "released", "slots": [slot, ...]}

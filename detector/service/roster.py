@@ -42,6 +42,9 @@ class Exits:
     def __init__(self) -> None:
         self._number: dict[bytes, int] = {}
 
+    def __len__(self) -> int:
+        return len(self._number)
+
     def number(self, packed: bytes) -> int:
         """The number of an exit, given as 16 bytes."""
         return self._number.setdefault(packed, len(self._number))
@@ -102,6 +105,11 @@ class Roster:
     def present(self) -> int:
         """How many slots stand for somebody."""
         return int(self._present.sum())
+
+    @property
+    def predictions(self) -> int:
+        """How many exits are predicted."""
+        return sum(int(np.count_nonzero(table != NOBODY)) for table in self._predicted.values())
 
     def add(self, members: Sequence[Member]) -> None:
         """Take up slots; a slot that is taken already gets a new row."""
@@ -174,6 +182,16 @@ class Roster:
     def predicted(self, rows: NDArray[np.integer]) -> dict[str, NDArray[np.int32]]:
         """Per predictor, shape (rows, pools): exit numbers, `NOBODY` for none."""
         return {name: table[rows] for name, table in self._predicted.items()}
+
+    @property
+    def names(self) -> NDArray[np.bytes_]:
+        """The pseudonyms by row; the array is never changed, a later one may be longer."""
+        return self._pseudonym
+
+    def are_present(self, rows: NDArray[np.integer]) -> NDArray[np.bool_]:
+        """Which of these rows a slot stands for now."""
+        present: NDArray[np.bool_] = self._present[rows]
+        return present
 
     def pseudonyms(self, rows: NDArray[np.integer]) -> list[str]:
         """The names that people see."""

@@ -85,7 +85,13 @@ class Sensor:
         waiting = self._follow_rules() or ""
         waiting = self._follow_peers() or waiting
         self._channel.send(
-            {"kind": "state", "waiting": waiting, "refused": self._refused, "rss": resident_bytes()}
+            {
+                "kind": "state",
+                "waiting": waiting,
+                "refused": self._refused,
+                "rss": resident_bytes(),
+                "holds": self.slots.held(),
+            }
         )
 
     def hear(self, wait: float) -> None:

@@ -18,6 +18,8 @@ from detector.family import Family
 from detector.kernel.bpf import RunTime
 from detector.kernel.tables import LOSSES, Outcome
 from detector.service.exporter import Samples
+from detector.service.holdings import Holding
+from detector.service.peer_view import PeerView
 
 Rows = list[tuple[tuple[str, ...], float]]
 
@@ -53,6 +55,8 @@ class Snapshot:
         resident: bytes by process.
         epoch: number of the current epoch, 0 before the rules were read.
         waiting: what is waited for, empty for nothing.
+        peers: by family, for who asks on the relay itself.
+        holds: what is in memory.
     """
 
     report: Report | None = None
@@ -71,6 +75,8 @@ class Snapshot:
     epoch_since: float = 0.0
     not_understood: int = 0
     waiting: str = ""
+    peers: tuple[PeerView, ...] = field(default=(), repr=False)
+    holds: tuple[Holding, ...] = ()
 
 
 def status(now: Snapshot, about: About) -> dict[str, object]:
@@ -81,6 +87,8 @@ def status(now: Snapshot, about: About) -> dict[str, object]:
         "since": _time(now.since),
         "made": _time(now.made),
         "cycles": now.cycles,
+        "interval": about.config.interval,
+        "window": about.config.window,
         "epoch": {"number": now.epoch, "since": _time(now.epoch_since)},
         "hook": about.hook,
         "waiting": now.waiting,

@@ -13,6 +13,7 @@ import socket
 import subprocess
 import sys
 import time
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -22,6 +23,7 @@ from detector.errors import HostError, UsageError
 from detector.kernel.loader import Loaded, load
 from detector.logs import get_logger
 from detector.service import inspect, privileges
+from detector.service.access import Access, access_of
 from detector.service.web import listen
 
 _log = get_logger()
@@ -49,7 +51,8 @@ def run(config: Config) -> NoReturn:
     user = _user(config.user)
     # Before the namespace is entered: whoever scrapes is where we were started.
     listener = listen(config.listen)
-    inspector = inspect.listen(Path(config.inspect_socket)) if config.inspect_socket else None
+    access = access_of(config)
+    inspector = inspect.listen(Path(config.inspect_socket), access) if config.inspect_socket else None
     _enter_namespace(config)
     _wait_for_conntrack()
     loaded = load(config.hook, config.tables, config.session_gap)
@@ -57,7 +60,7 @@ def run(config: Config) -> NoReturn:
         _log.info("hook refused", hook=hook, reason=reason)
     _log.info("kernel program attached", hook=loaded.hook)
     ours, theirs = socket.socketpair()
-    aggregator = _start_aggregator(config, user, loaded, theirs, (listener, inspector))
+    aggregator = _start_aggregator(config, user, loaded, theirs, (listener, inspector), access)
     for end in (theirs, listener, inspector):
         if end:
             end.close()
@@ -120,6 +123,7 @@ def _start_aggregator(
     loaded: Loaded,
     channel: socket.socket,
     listeners: tuple[socket.socket, socket.socket | None],
+    access: Access,
 ) -> int:
     maps = _chosen(loaded, _AGGREGATOR_MAPS)
     listener, inspector = (end.fileno() if end else None for end in listeners)
@@ -129,6 +133,7 @@ def _start_aggregator(
         channel=channel.fileno(),
         listener=listener,
         inspect=inspector,
+        access=asdict(access),
         user=user,
         hook=loaded.hook,
     )

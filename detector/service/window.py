@@ -54,6 +54,24 @@ class Counts:
         )
 
 
+@dataclass(frozen=True, slots=True)
+class Held:
+    """What a window holds.
+
+    Attributes:
+        panes: those that are over, and the current one.
+        pairs, trials: entries in all panes.
+        oldest: seconds since the oldest pane with something in it began, None where there is none.
+        size: bytes of the panes' columns.
+    """
+
+    panes: int
+    pairs: int
+    trials: int
+    oldest: float | None
+    size: int
+
+
 class Window:
     """Panes of equal length, of which the last few are looked at together.
 
@@ -87,6 +105,19 @@ class Window:
         if turned:
             self._closed_total = Counts.total(list(self._closed))
         return turned
+
+    def held(self, now: float) -> Held:
+        """What is in memory, at a time on the clock of `turn`."""
+        panes = [*self._closed, self._current]
+        filled = [age for age, pane in enumerate(reversed(panes)) if len(pane.pairs.keys)]
+        columns = [part for pane in panes for part in (pane.pairs, pane.trials)]
+        return Held(
+            len(panes),
+            sum(len(pane.pairs.keys) for pane in panes),
+            sum(len(pane.trials.keys) for pane in panes),
+            now - self._since + max(filled) * self._length if filled else None,
+            sum(part.keys.nbytes + part.counts.nbytes for part in columns),
+        )
 
     def total(self) -> Counts:
         """Everything in the window."""

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The local socket answers root, and nothing that it is sent stops it."""
+"""The local socket answers whom it may, and nothing that it is sent stops it."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from detector.errors import HostError, NotYet
+from detector.errors import HostError, NotYet, UsageError
 from detector.service import inspect
 
 pytestmark = [
@@ -23,12 +23,20 @@ pytestmark = [
 ]
 
 
+ANSWERS: dict[str, inspect.Answer] = {
+    "status": lambda _: {"verdict": "unknown"},
+    "broken": lambda _: {"x": 1 // 0},
+}
+LIST = b'{"error":"requests are: status, broken","hint":"","status":2}\n'
+LONG = b'{"error":"a request has at most 4096 bytes","hint":"","status":2}\n'
+
+
 @pytest.fixture
 def path(tmp_path: Path) -> Iterator[Path]:
     """A socket in a folder of its own that is made with it, and somebody who answers there."""
     where = tmp_path / "run" / "inspect.sock"
     with inspect.listen(where) as listener:
-        inspect.serve(listener, {"status": lambda: {"verdict": "unknown"}, "broken": lambda: {"x": 1 // 0}})
+        inspect.serve(listener, ANSWERS)
         yield where
         listener.shutdown(socket.SHUT_RDWR)
 
@@ -47,7 +55,7 @@ def say(path: Path, line: bytes) -> bytes:
 def test_root_is_answered(path: Path) -> None:
     """A question that is known gets its object, one that is not gets the list of those that are."""
     assert inspect.ask(path, "status") == {"verdict": "unknown"}
-    with pytest.raises(HostError, match="requests are: status, broken"):
+    with pytest.raises(UsageError, match="requests are: status, broken"):
         inspect.ask(path, "peers")
 
 
@@ -67,7 +75,7 @@ except Exception as error:
     for folder in (path.parent.parent, *path.parent.parent.parents[:2]):
         folder.chmod(0o755)
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout == f"HostError the service's socket {path} is root's; ask as root\n"
+    assert done.stdout.startswith(f"HostError the service's socket {path} is not for this user; ask as root")
 
 
 def test_another_user_is_refused_by_what_the_kernel_says_of_it(path: Path) -> None:
@@ -83,7 +91,8 @@ print(client.recv(4096).decode())
     for folder in (path.parent.parent, *path.parent.parent.parents[:2]):
         folder.chmod(0o755)
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert json.loads(done.stdout) == {"error": "only root may ask"}
+    refusal = "only root and whom inspect_owner and inspect_group name may ask"
+    assert json.loads(done.stdout) == {"error": refusal, "hint": "ask as root", "status": 3}
 
 
 @pytest.mark.parametrize(
@@ -107,13 +116,13 @@ def test_garbage_gets_the_list_and_stops_nothing(path: Path, line: bytes) -> Non
         answer = say(path, line)
     except (BrokenPipeError, ConnectionResetError):  # it was too long to be read to its end
         answer = b""
-    assert answer in {b"", b'{"error":"requests are: status, broken"}\n'}
+    assert answer in {b"", LIST, LONG}
     assert inspect.ask(path, "status") == {"verdict": "unknown"}
 
 
 def test_an_answer_that_fails_stops_nothing(path: Path) -> None:
     """An error of our own ends that connection only."""
-    assert say(path, b'{"request": "broken"}\n') == b""
+    assert b"the answer failed" in say(path, b'{"request": "broken"}\n')
     assert inspect.ask(path, "status") == {"verdict": "unknown"}
 
 
@@ -132,7 +141,7 @@ def test_a_socket_that_was_left_behind_is_replaced(tmp_path: Path) -> None:
     where = tmp_path / "inspect.sock"
     inspect.listen(where).close()
     with inspect.listen(where) as listener:
-        inspect.serve(listener, {"status": lambda: {"again": True}})
+        inspect.serve(listener, {"status": lambda _: {"again": True}})
         assert inspect.ask(where, "status") == {"again": True}
         listener.shutdown(socket.SHUT_RDWR)
 
