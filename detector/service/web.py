@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""HTTP: /metrics, /-/healthy and /-/ready, in threads beside the aggregator's cycle."""
+"""HTTP: the status page, /metrics, runbooks and probes, in threads beside the aggregator's cycle."""
 
 from __future__ import annotations
 
@@ -20,11 +20,22 @@ from detector import __version__
 from detector.config import Listen
 from detector.errors import HostError
 from detector.logs import get_logger
+from detector.service.page import runbooks
+from detector.service.page.render import POLICY
 
 _log = get_logger()
 
 _TIMEOUT = 10  # seconds that a client may take to say something
 _MAX_CONNECTIONS = 128
+
+_HEADERS = {
+    "Cache-Control": "no-store",
+    "Content-Security-Policy": POLICY,
+    "Cross-Origin-Resource-Policy": "same-origin",
+    "Referrer-Policy": "no-referrer",
+    "X-Content-Type-Options": "nosniff",
+    "X-Frame-Options": "DENY",
+}
 
 # What a page says, and whether it is good news.
 State = tuple[bool, str]
@@ -37,11 +48,13 @@ class Pages:
     Attributes:
         metrics: the registry behind /metrics.
         healthy, ready: what /-/healthy and /-/ready say.
+        page: the status page, which reloads itself or not.
     """
 
     metrics: CollectorRegistry
     healthy: Callable[[], State]
     ready: Callable[[], State]
+    page: Callable[[bool], str]
 
 
 def listen(where: Listen) -> socket.socket:
@@ -112,7 +125,11 @@ class _Handler(BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         pages = self.server.pages
-        match urlsplit(self.path).path:
+        asked = urlsplit(self.path)
+        match asked.path:
+            case "/":
+                page = pages.page(asked.query == "reload").encode()
+                self._answer(HTTPStatus.OK, page, "text/html; charset=utf-8")
             case "/metrics":
                 encode, kind = choose_encoder(self.headers.get("Accept", ""))
                 self._answer(HTTPStatus.OK, encode(pages.metrics), kind)
@@ -121,9 +138,17 @@ class _Handler(BaseHTTPRequestHandler):
             case "/-/ready":
                 self._state(pages.ready())
             case _:
-                self._text(HTTPStatus.NOT_FOUND, "not here; there are /metrics, /-/healthy and /-/ready")
+                self._other(asked.path)
 
     do_HEAD = do_GET  # noqa: N815  (the base class looks for this name)
+
+    def _other(self, path: str) -> None:
+        text = runbooks.named(path)
+        if text is not None:
+            self._answer(HTTPStatus.OK, text, "text/plain; charset=utf-8")
+            return
+        there = "/, /metrics, /runbooks/NAME.md, /-/healthy and /-/ready"
+        self._text(HTTPStatus.NOT_FOUND, f"not here; there are {there}")
 
     def _state(self, state: State) -> None:
         good, text = state
@@ -136,7 +161,8 @@ class _Handler(BaseHTTPRequestHandler):
         self.send_response(status)
         self.send_header("Content-Type", kind)
         self.send_header("Content-Length", str(len(body)))
-        self.send_header("Cache-Control", "no-store")
+        for name, value in _HEADERS.items():
+            self.send_header(name, value)
         self.end_headers()
         if self.command != "HEAD":
             self.wfile.write(body)

@@ -17,6 +17,8 @@ from detector.config import Config, Listen
 from detector.errors import HostError
 from detector.service import web
 from detector.service.exporter import registry
+from detector.service.page import runbooks
+from detector.service.page.render import View, render
 from detector.service.snapshot import About, Snapshot, samples
 
 PATIENCE = 10.0
@@ -42,6 +44,7 @@ def served(where: Listen, *, good: bool = True) -> Iterator[tuple[str, int]]:
         registry(lambda: samples(Snapshot(), about)),
         lambda: (good, "fresh" if good else "no report for 99 s"),
         lambda: (good, "watching" if good else "no WireGuard interface is there"),
+        lambda refreshing: render(View(Snapshot(), about, (good, ""), (good, ""), 0.0, refreshing)),
     )
     server = web.serve(listener, pages)
     yield host, port
@@ -86,9 +89,43 @@ def test_each_page_answers(port: int) -> None:
     metrics = ask(port, "/metrics?collect=all")
     assert (metrics.status, metrics.kind.split(";")[0]) == (200, "text/plain")
     assert "exitprint_build_info" in {family.name for family in text_string_to_metric_families(metrics.body)}
-    for path in ("/", "/metric", "/-/ready/", "/../metrics"):
+    for path in ("/metric", "/-/ready/", "/../metrics"):
         nothing = ask(port, path)
         assert (nothing.status, "/metrics" in nothing.body) == (404, True)
+
+
+def test_the_page_and_its_runbooks_are_served(port: int) -> None:
+    """The status page links each runbook, and each link leads to its text; others lead nowhere."""
+    page = ask(port, "/")
+    assert (page.status, page.kind) == (200, "text/html; charset=utf-8")
+    assert runbooks.TEXTS
+    for name, text in runbooks.TEXTS.items():
+        assert f'href="{runbooks.address(name)}"' in page.body
+        assert ask(port, runbooks.address(name)).body.encode() == text
+    for path in (
+        "/runbooks/",
+        "/runbooks/../../etc/passwd",
+        "/runbooks/ExitprintNoVerdict",
+        "/runbooks/x.md",
+    ):
+        assert ask(port, path).status == 404
+    assert "http-equiv" not in page.body
+    assert 'http-equiv="refresh"' in ask(port, "/?reload").body
+
+
+def test_no_answer_may_be_kept_framed_or_run(port: int) -> None:
+    """Pages, metrics and errors alike say that they are not to be stored, framed, sniffed or run."""
+    for path in ("/", "/metrics", "/-/ready", "/nowhere"):
+        connection = http.client.HTTPConnection("127.0.0.1", port, timeout=PATIENCE)
+        connection.request("GET", path)
+        headers = connection.getresponse().headers
+        connection.close()
+        assert headers["Cache-Control"] == "no-store"
+        assert headers["X-Content-Type-Options"] == "nosniff"
+        policy = headers["Content-Security-Policy"]
+        assert "default-src 'none'" in policy
+        assert "frame-ancestors 'none'" in policy
+        assert "unsafe" not in policy
 
 
 def test_bad_news_are_503_with_the_reason() -> None:
