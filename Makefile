@@ -15,10 +15,11 @@ PYTHON := .venv/bin/python
 
 .DELETE_ON_ERROR:
 .SUFFIXES:
-.PHONY: help packages env vm-env stack-env lab test lint format generate bench lock clean
+.PHONY: help packages env vm-env stack-env lab lab-stack test lint format generate bench lock clean
 
 help:
 	@echo 'make lab [MAPPING=NAME] [ARGS=...]  a relay on this machine, and the verdict on it'
+	@echo 'make lab-stack [ARGS=--keep]         a relay that is broken and repaired, with the alerts on it'
 	@echo 'make test                           every check, with two stock Debian kernels in VMs'
 	@echo 'make bench                          what watching costs'
 	@echo 'make env | lint | format | generate | lock | clean'
@@ -46,6 +47,9 @@ stack-env: env
 
 lab: env
 	@.venv/bin/exitprint lab --mapping $(MAPPING) $(ARGS)
+
+lab-stack: stack-env
+	@$(PYTHON) -m detector.lab.stack $(ARGS)
 
 test: vm-env stack-env lint
 	@$(PYTHON) -m pytest $(ARGS)

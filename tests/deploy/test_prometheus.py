@@ -141,8 +141,8 @@ def test_the_cases_speak_of_series_that_there_are() -> None:
 def test_leak_alerts_hold_only_with_enough_coverage() -> None:
     """What leak alerts look at is recorded only at the coverage at which the analysis trusts itself."""
     recorded = {rule["record"]: rule["expr"] for rule in rules_in(RECORDING)}
-    assert f"exitprint_coverage_ratio >= {COVERAGE_FLOOR}" in recorded["relay:exitprint_coverage:enough"]
-    assert "relay:exitprint_coverage:enough" in recorded["relay_family:exitprint_verdict:trusted"]
+    assert f"exitprint_coverage_ratio >= {COVERAGE_FLOOR}" in recorded["relay:exitprint_report:trusted"]
+    assert "relay:exitprint_report:trusted" in recorded["relay_family:exitprint_verdict:trusted"]
     for rule in ALERT_RULES:
         if rule["alert"] in LEAK_ALERTS:
             assert "relay_family:exitprint_verdict:trusted" in rule["expr"]
@@ -152,7 +152,9 @@ def test_leak_alerts_hold_only_with_enough_coverage() -> None:
 def test_the_worst_verdict_is_the_one_of_the_analysis() -> None:
     """The ranks of the recording rule order the verdicts as the analysis does; 4 is left for unknown."""
     expr = next(
-        rule["expr"] for rule in rules_in(RECORDING) if rule["record"] == "relay_family:exitprint_verdict:rank"
+        rule["expr"]
+        for rule in rules_in(RECORDING)
+        if rule["record"] == "relay_family:exitprint_verdict:rank"
     )
     ranks = dict(re.findall(r'(\d) \* relay_family:exitprint_verdict:trusted{verdict="(\w+)"', expr))
     assert [ranks.get(str(rank)) for rank in (8, 7, 6, 5)] == list(LEAKS)
