@@ -37,8 +37,10 @@ from detector.service.channel import Channel, Closed, Message
 from detector.service.counting import SHAPE, KernelCounts
 from detector.service.exporter import registry
 from detector.service.holdings import Holding, holdings
+from detector.service.load import load_of
 from detector.service.memory import resident_bytes
 from detector.service.observing import Observed, PoolRanges, observe
+from detector.service.page.render import View, render
 from detector.service.peer_view import PeerView
 from detector.service.roster import Exits, Member, Roster
 from detector.service.snapshot import About, Snapshot, samples
@@ -209,6 +211,10 @@ class Aggregator:
             refused_peers=self._refused,
             resident={"sensor": self._sensor_rss, "aggregator": resident_bytes()},
             run_time=bpf.run_time(self._maps["program"]),
+            loads={
+                one.observation.family: load_of(one.observation, self._pools, self._config.anonymity_floor)
+                for one in observed
+            },
             epoch=self._epoch,
             epoch_since=self._epoch_since,
             not_understood=self._not_understood,
@@ -242,6 +248,11 @@ class Aggregator:
             return False, self.snapshot.waiting or "no report yet"
         return not self.snapshot.waiting, self.snapshot.waiting or "watching"
 
+    def page(self, refreshing: bool) -> str:
+        """The status page."""
+        view = View(self.snapshot, self.about, self.healthy(), self.ready(), time.time(), refreshing)
+        return render(view)
+
 
 def _member(row: list[Any]) -> Member:
     slot, family, wide, pseudonym, predictions = row
@@ -270,7 +281,10 @@ def main(descriptor: int) -> int:
     channel = Channel(socket.socket(fileno=spec["channel"]), "sensor")
     aggregator = Aggregator(config, spec["maps"], channel, spec["hook"])
     pages = web.Pages(
-        registry(lambda: samples(aggregator.snapshot, aggregator.about)), aggregator.healthy, aggregator.ready
+        registry(lambda: samples(aggregator.snapshot, aggregator.about)),
+        aggregator.healthy,
+        aggregator.ready,
+        aggregator.page,
     )
     web.serve(socket.socket(fileno=spec["listener"]), pages)
     if spec["inspect"] is not None:

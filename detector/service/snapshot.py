@@ -19,6 +19,7 @@ from detector.kernel.bpf import RunTime
 from detector.kernel.tables import LOSSES, Outcome
 from detector.service.exporter import Samples
 from detector.service.holdings import Holding
+from detector.service.load import Load
 from detector.service.peer_view import PeerView
 
 Rows = list[tuple[tuple[str, ...], float]]
@@ -53,6 +54,7 @@ class Snapshot:
         fill: entries in use by table.
         refused_peers: tunnel addresses that the table has no room for.
         resident: bytes by process.
+        loads: how flows are spread over the exits.
         epoch: number of the current epoch, 0 before the rules were read.
         waiting: what is waited for, empty for nothing.
         peers: by family, for who asks on the relay itself.
@@ -71,6 +73,7 @@ class Snapshot:
     refused_peers: int = 0
     resident: Mapping[str, int] = field(default_factory=dict)
     run_time: RunTime = field(default_factory=RunTime)
+    loads: Mapping[Family, Load] = field(default_factory=dict)
     epoch: int = 0
     epoch_since: float = 0.0
     not_understood: int = 0
