@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from detector.config import Tables
-from detector.family import Family
+from detector.family import Family, family_of, unpack
 from detector.kernel.drain import SLOT, Drained, PairTables, clear_slot, read_outcomes, read_slots
 from detector.kernel.tables import FAMILIES, Outcome
 from detector.service.columns import Columns
@@ -62,9 +62,12 @@ class KernelCounts:
         """Put what was drained, and the growth of trials and outcomes, under the rows of the roster.
 
         The sensor tells of a slot before the kernel counts for it, so after all messages are read each slot
-        is known.
+        is known. Flows of one that is not are unattributed: they cost coverage, and do not just disappear.
         """
-        return Counts(_pairs(drained, roster, exits), self._trials(roster), self._outcome_growth())
+        outcomes, strangers = self._outcome_growth(), _strangers(drained, roster)
+        outcomes[:, Outcome.COUNTED] -= strangers
+        outcomes[:, Outcome.UNATTRIBUTED] += strangers
+        return Counts(_pairs(drained, roster, exits), self._trials(roster), outcomes)
 
     def _trials(self, roster: Roster) -> Columns:
         # Every slot that was ever looked at: the roster may be empty or shorter for a moment, and what a slot
@@ -104,3 +107,11 @@ def _pairs(drained: Drained, roster: Roster, exits: Exits) -> Columns:
     known = rows != NOBODY
     keys = rows[known].astype(np.uint64) << _EXIT_BITS | exits.numbers(drained.pairs["exit"][known])
     return Columns.of(keys, drained.counts[known].view(np.uint32).reshape(-1, len(PAIR_COUNTS)))
+
+
+def _strangers(drained: Drained, roster: Roster) -> NDArray[np.int64]:
+    """By family, flows that were counted for slots which stand for nobody."""
+    unknown = roster.rows_of(drained.pairs["slot"]) == NOBODY
+    flows = drained.counts["flows"][unknown]
+    is_ipv6 = [family_of(unpack(exit_.tobytes())) is Family.IPV6 for exit_ in drained.pairs["exit"][unknown]]
+    return np.bincount(np.array(is_ipv6, np.intp), flows, len(FAMILIES)).astype(np.int64)

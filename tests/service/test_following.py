@@ -221,6 +221,22 @@ def test_flows_of_an_unknown_peer_are_unattributed(lab: Lab) -> None:
         assert both.pairs().total() == 300
 
 
+def test_flows_of_a_slot_that_stands_for_nobody_are_unattributed(lab: Lab) -> None:
+    """Should the kernel count for a slot that the aggregator was not told of, coverage says so."""
+    with stepped(lab) as both:
+        (slot,) = (
+            slot.number
+            for slot in both.sensor.slots.slots()
+            if slot.allowed.address == lab.peers[0].tunnel[Family.IPV6]
+        )
+        both.aggregator.roster.retire([slot])
+        send(lab, 160)
+        both.step()
+        assert both.pairs().total() == 150
+        assert both.metric("coverage_ratio") == {(): 150 / 160}
+        assert both.metric("flows")["ipv6", "counted"] == 80
+
+
 def test_a_fault_in_judging_is_counted_and_the_watch_goes_on(
     lab: Lab, monkeypatch: pytest.MonkeyPatch
 ) -> None:
