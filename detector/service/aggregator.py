@@ -35,7 +35,7 @@ from detector.service.access import Access
 from detector.service.answers import answers
 from detector.service.channel import Channel, Closed, Message
 from detector.service.counting import SHAPE, KernelCounts
-from detector.service.exporter import registry
+from detector.service.exporter import Exposition
 from detector.service.holdings import Holding, holdings
 from detector.service.load import load_of
 from detector.service.memory import resident_bytes
@@ -281,7 +281,7 @@ def main(descriptor: int) -> int:
     channel = Channel(socket.socket(fileno=spec["channel"]), "sensor")
     aggregator = Aggregator(config, spec["maps"], channel, spec["hook"])
     pages = web.Pages(
-        registry(lambda: samples(aggregator.snapshot, aggregator.about)),
+        Exposition(lambda: (aggregator.snapshot, aggregator.about), samples),
         aggregator.healthy,
         aggregator.ready,
         aggregator.page,

@@ -1,11 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
-"""From the current snapshot to the exposition format: families are made afresh at each scrape."""
+"""From the current snapshot to the exposition format: families are made afresh for each snapshot."""
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any
 
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, InfoMetricFamily, Metric
+from prometheus_client.exposition import choose_encoder
 from prometheus_client.registry import Collector, CollectorRegistry
 
 from detector.service.metrics import BY_NAME, PREFIX
@@ -22,6 +25,33 @@ def registry(samples: Callable[[], Samples]) -> CollectorRegistry:
     made = CollectorRegistry(auto_describe=False)
     made.register(_Exporter(samples))
     return made
+
+
+class Exposition:
+    """What /metrics says: written once for each moment and format, however many ask.
+
+    Args:
+        moment: what it is about, a new tuple of objects that are never changed.
+        samples: from those objects to what `registry` takes.
+    """
+
+    def __init__(self, moment: Callable[[], tuple[Any, ...]], samples: Callable[..., Samples]) -> None:
+        self._moment = moment
+        self._samples = samples
+        self._of: tuple[Any, ...] = ()
+        self._pages: dict[str, bytes] = {}
+        self._lock = threading.Lock()
+
+    def page(self, accept: str) -> tuple[bytes, str]:
+        """The page and its content type, in the format that a client's Accept header asks for."""
+        encode, kind = choose_encoder(accept)
+        with self._lock:
+            now = self._moment()
+            if list(map(id, now)) != list(map(id, self._of)):
+                self._of, self._pages = now, {}
+            if kind not in self._pages:
+                self._pages[kind] = encode(registry(lambda: self._samples(*now)))
+            return self._pages[kind], kind
 
 
 class _Exporter(Collector):

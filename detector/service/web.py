@@ -13,13 +13,11 @@ from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from urllib.parse import urlsplit
 
-from prometheus_client.exposition import choose_encoder
-from prometheus_client.registry import CollectorRegistry
-
 from detector import __version__
 from detector.config import Listen
 from detector.errors import HostError
 from detector.logs import get_logger
+from detector.service.exporter import Exposition
 from detector.service.page import runbooks
 from detector.service.page.render import POLICY
 
@@ -46,12 +44,12 @@ class Pages:
     """What is served.
 
     Attributes:
-        metrics: the registry behind /metrics.
+        metrics: what /metrics says.
         healthy, ready: what /-/healthy and /-/ready say.
         page: the status page, which reloads itself or not.
     """
 
-    metrics: CollectorRegistry
+    metrics: Exposition
     healthy: Callable[[], State]
     ready: Callable[[], State]
     page: Callable[[bool], str]
@@ -131,8 +129,7 @@ class _Handler(BaseHTTPRequestHandler):
                 page = pages.page(asked.query == "reload").encode()
                 self._answer(HTTPStatus.OK, page, "text/html; charset=utf-8")
             case "/metrics":
-                encode, kind = choose_encoder(self.headers.get("Accept", ""))
-                self._answer(HTTPStatus.OK, encode(pages.metrics), kind)
+                self._answer(HTTPStatus.OK, *pages.metrics.page(self.headers.get("Accept", "")))
             case "/-/healthy":
                 self._state(pages.healthy())
             case "/-/ready":

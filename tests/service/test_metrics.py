@@ -21,7 +21,7 @@ from detector.analysis.verdict import judge
 from detector.config import Config
 from detector.family import Family
 from detector.kernel.tables import Outcome
-from detector.service.exporter import registry
+from detector.service.exporter import Exposition, Samples, registry
 from detector.service.metrics import BY_NAME, METRICS, PREFIX
 from detector.service.metrics_page import PAGE, page
 from detector.service.snapshot import About, Snapshot, samples
@@ -107,6 +107,25 @@ def test_both_formats_are_valid(
     assert "exitprint_build_info" in {
         sample.name for family in read(write(report())) for sample in family.samples
     }
+
+
+def test_a_page_is_written_once_a_moment_and_format() -> None:
+    """Asked again at the same moment the same page is given; a new report brings a new page."""
+    asked: list[Snapshot] = []
+    moments = [_snapshot(_report()), _snapshot(None)]
+
+    def counted(now: Snapshot, about: About) -> Samples:
+        asked.append(now)
+        return samples(now, about)
+
+    exposition = Exposition(lambda: (moments[0], _ABOUT), counted)
+    text, kind = exposition.page("")
+    assert exposition.page("") == (text, kind)
+    assert exposition.page("application/openmetrics-text; version=1.0.0")[1] != kind
+    assert asked == [moments[0]] * 2
+    del moments[0]
+    assert b"exitprint_leak_bits{" in text
+    assert b"exitprint_leak_bits{" not in exposition.page("")[0]
 
 
 def test_what_is_gone_disappears() -> None:

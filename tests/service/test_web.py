@@ -16,7 +16,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from detector.config import Config, Listen
 from detector.errors import HostError
 from detector.service import web
-from detector.service.exporter import registry
+from detector.service.exporter import Exposition
 from detector.service.page import runbooks
 from detector.service.page.render import View, render
 from detector.service.snapshot import About, Snapshot, samples
@@ -41,7 +41,7 @@ def served(where: Listen, *, good: bool = True) -> Iterator[tuple[str, int]]:
     host, port = listener.getsockname()[:2]
     about = About(Config(relay="r"), "netfilter")
     pages = web.Pages(
-        registry(lambda: samples(Snapshot(), about)),
+        Exposition(lambda: (Snapshot(), about), samples),
         lambda: (good, "fresh" if good else "no report for 99 s"),
         lambda: (good, "watching" if good else "no WireGuard interface is there"),
         lambda refreshing: render(View(Snapshot(), about, (good, ""), (good, ""), 0.0, refreshing)),
