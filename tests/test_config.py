@@ -62,7 +62,7 @@ def test_every_key_is_read(tmp_path: Path) -> None:
         listen=Listen("::1", 9973),
         log_format="json",
         log_level="debug",
-        tables=Tables(100, 200, 1024, 2048, 6),
+        tables=Tables(peers=100, pairs=200, destinations=1024, ports=2048, panes=6),
     )
 
 
