@@ -7,6 +7,7 @@ people see is made from its `Snapshot`.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import select
@@ -24,13 +25,13 @@ from detector import logs
 from detector.analysis.report import Report
 from detector.analysis.verdict import judge
 from detector.config import Config
-from detector.errors import EXIT_HOST
+from detector.errors import EXIT_HOST, UsageError
 from detector.family import Family
 from detector.kernel import bpf
 from detector.kernel.drain import Drained
 from detector.kernel.tables import set_control
 from detector.logs import get_logger
-from detector.service import inspect, privileges, web
+from detector.service import inspect, privileges, rehearsal, web
 from detector.service.access import Access
 from detector.service.answers import answers
 from detector.service.channel import Channel, Closed, Message
@@ -236,6 +237,17 @@ class Aggregator:
         held = self._window.held(time.monotonic())
         return holdings(self._config, self._sensor_holds, self.roster, self._exits, held, drained)
 
+    def rehearse(self) -> None:
+        """Judge a relay that is made up, so that all that this needs is imported; nothing is to be kept.
+
+        Only for an aggregator that is thrown away. It takes no counts from the kernel.
+        """
+        self._pools = rehearsal.pools()
+        self.roster.add(rehearsal.members())
+        self._take(rehearsal.drained())
+        started = time.monotonic()
+        self._judge(started, started)
+
     def healthy(self) -> web.State:
         """Whether reports are being made."""
         age = time.monotonic() - self._good
@@ -275,26 +287,8 @@ def main(descriptor: int) -> int:
     parent = os.getppid()
     for number in _SIGNALS:
         signal.signal(number, _stop)
-    privileges.become(spec["user"])
-    privileges.never_dump()
-    privileges.die_with_parent()
-    channel = Channel(socket.socket(fileno=spec["channel"]), "sensor")
-    aggregator = Aggregator(config, spec["maps"], channel, spec["hook"])
-    pages = web.Pages(
-        Exposition(lambda: (aggregator.snapshot, aggregator.about), samples),
-        aggregator.healthy,
-        aggregator.ready,
-        aggregator.page,
-    )
-    web.serve(socket.socket(fileno=spec["listener"]), pages)
-    if spec["inspect"] is not None:
-        inspect.serve(
-            socket.socket(fileno=spec["inspect"]),
-            answers(lambda: aggregator.snapshot, lambda: aggregator.about),
-            Access(**spec["access"]),
-        )
     try:
-        _loop(aggregator, channel, config.interval)
+        _watch(spec, config)
     except Stopped:
         if os.getppid() == parent:
             return 0
@@ -302,6 +296,48 @@ def main(descriptor: int) -> int:
     except Closed as closed:
         _log.error("the service ends", reason=closed.what)
     return EXIT_HOST
+
+
+def _watch(spec: dict[str, Any], config: Config) -> None:
+    """Give up root's rights, serve, and go on until something ends it.
+
+    Raises:
+        Stopped: we were asked to end.
+        Closed: the sensor is gone.
+    """
+    channel = Channel(socket.socket(fileno=spec["channel"]), "sensor")
+    _rehearse(Aggregator(config, spec["maps"], channel, spec["hook"]))
+    privileges.become(spec["user"])
+    privileges.never_dump()
+    privileges.die_with_parent()
+    aggregator = Aggregator(config, spec["maps"], channel, spec["hook"])
+    pages = _pages(aggregator)
+    web.serve(socket.socket(fileno=spec["listener"]), pages)
+    if spec["inspect"] is not None:
+        inspect.serve(socket.socket(fileno=spec["inspect"]), _answers(aggregator), Access(**spec["access"]))
+    _loop(aggregator, channel, config.interval)
+
+
+def _pages(aggregator: Aggregator) -> web.Pages:
+    return web.Pages(
+        registry(lambda: samples(aggregator.snapshot, aggregator.about)),
+        aggregator.healthy,
+        aggregator.ready,
+        aggregator.page,
+    )
+
+
+def _answers(aggregator: Aggregator) -> dict[str, inspect.Answer]:
+    return answers(lambda: aggregator.snapshot, lambda: aggregator.about)
+
+
+def _rehearse(aggregator: Aggregator) -> None:
+    """Judge and tell all that there is to tell, once, while everything can still be imported."""
+    aggregator.rehearse()
+    web.rehearse(_pages(aggregator))
+    for answer in _answers(aggregator).values():
+        with contextlib.suppress(UsageError):  # one that wants arguments
+            json.dumps(answer({}))
 
 
 def _loop(aggregator: Aggregator, channel: Channel, interval: float) -> None:

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from types import SimpleNamespace
 from urllib.parse import urlsplit
 
 from detector import __version__
@@ -77,6 +78,15 @@ def serve(listener: socket.socket, pages: Pages) -> ThreadingHTTPServer:
     server = _Server(listener, pages)
     threading.Thread(target=server.serve_forever, name="http", daemon=True).start()
     return server
+
+
+def rehearse(pages: Pages) -> None:
+    """Answer ourselves, once for each kind of page, so that all that this needs is imported."""
+    for path, accepted in (("/", "*/*"), ("/metrics", "*/*"), ("/metrics", "application/openmetrics-text")):
+        client, ours = socket.socketpair()
+        with client, ours:
+            client.sendall(f"GET {path} HTTP/1.0\r\nAccept: {accepted}\r\n\r\n".encode())
+            _Handler(ours, ("", 0), SimpleNamespace(pages=pages))  # type: ignore[arg-type]
 
 
 class _Server(ThreadingHTTPServer):
