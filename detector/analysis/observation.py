@@ -68,6 +68,7 @@ class Observation:
             prediction stands for all of them: index into `exits`, -1 for none.
         wide: shape (P,), bool: the slot is a network, not one address, so it cannot be judged as a peer.
         exclusive_map: the rules map peers to exits one to one.
+        pool_origins: where the rules that choose from each pool stand, for people; empty where nobody knows.
     """
 
     family: Family
@@ -87,3 +88,4 @@ class Observation:
     wide: NDArray[np.bool_] | None = None
     exclusive_map: bool = False
     loss: Loss = Loss()
+    pool_origins: tuple[str, ...] = ()

@@ -102,6 +102,7 @@ class PoolReport:
         size: its addresses.
         peers: peers whose busiest exit it has.
         judged, flagged: how many of them were judged, and show a leak one by one.
+        origin: where the rules that choose from it stand, empty where nobody knows.
     """
 
     pool: int
@@ -109,6 +110,7 @@ class PoolReport:
     peers: int
     judged: int
     flagged: int
+    origin: str = ""
 
     def as_dict(self) -> dict[str, object]:
         """For JSON."""
@@ -118,6 +120,7 @@ class PoolReport:
             "peers": self.peers,
             "judged": self.judged,
             "flagged": self.flagged,
+            "origin": self.origin,
         }
 
 
@@ -234,7 +237,7 @@ class FamilyReport:
             "explained": {name: one.as_dict() for name, one in self.explained.items()},
             "peers_flagged": {finding.value: count for finding, count in self.peers_flagged.items()},
             "anonymity_set": empty if self.anonymity_set is None else self.anonymity_set.as_dict(),
-            "leak_bits": round(self.leak_bits, 2),
+            "leak_bits": round(round(self.leak_bits, 10), 2),
             "why": self.why,
             "coverage": _rounded(self.coverage),
             "peers_judged": self.judged,
@@ -277,5 +280,8 @@ class Report:
 
 
 def _rounded(value: float | None) -> float | None:
-    """Four decimals, without a minus zero and without numbers that JSON does not know."""
-    return None if value is None or not np.isfinite(value) else round(float(value), 4) + 0.0
+    """Four decimals, without a minus zero and without numbers that JSON does not know.
+
+    In two steps, so that the last bit of a sum does not decide which way a five is rounded.
+    """
+    return None if value is None or not np.isfinite(value) else round(round(float(value), 10), 4) + 0.0

@@ -160,4 +160,16 @@ def _part(report: FamilyReport) -> str:
     """How large a part of the peers leaks, where it is not nearly all of them."""
     if report.leaking_share > 0.9 or not report.judged:
         return ""
-    return f"It holds for about {_share(report.leaking_share)} of the {report.judged:,} judged peers. "
+    part = f"It holds for about {_share(report.leaking_share)} of the {report.judged:,} judged peers"
+    return f"{part}{_rules(report)}. "
+
+
+def _rules(report: FamilyReport) -> str:
+    """The rules that serve them, where there are others that serve peers who do not leak."""
+    named = [pool for pool in report.pools if pool.origin and pool.judged]
+    leaking = [pool for pool in named if pool.flagged >= pool.judged / 2]
+    if not leaking or len(leaking) == len(named):
+        return ""
+    places = "; ".join(dict.fromkeys(pool.origin for pool in leaking))
+    served = f"{sum(pool.flagged for pool in leaking):,} of {sum(pool.judged for pool in leaking):,}"
+    return f": for {served} that the rule at {places} serves"

@@ -56,6 +56,7 @@ class Mapping:
                 {
                     "family": pool.family,
                     "size": pool.size,
+                    "origin": pool.origin,
                     "ranges": [[str(part.first), str(part.last)] for part in pool.ranges],
                 }
                 for pool in self.pools

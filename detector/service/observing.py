@@ -29,17 +29,19 @@ class PoolRanges:
 
     Attributes:
         ranges: (first, last), as 16 bytes each.
+        origin: where the rules that choose from it stand, for people.
     """
 
     family: Family
     size: int
     ranges: tuple[tuple[bytes, bytes], ...]
+    origin: str = ""
 
     @classmethod
     def of(cls, told: dict[str, Any]) -> PoolRanges:
         """From the sensor's message."""
         ranges = tuple((pack(ip_address(first)), pack(ip_address(last))) for first, last in told["ranges"])
-        return cls(Family(told["family"]), told["size"], ranges)
+        return cls(Family(told["family"]), told["size"], ranges, told["origin"])
 
     def holds(self, packed: bytes) -> bool:
         """Whether an exit, as 16 bytes, is one of its addresses."""
@@ -81,6 +83,7 @@ def observe(
             exits=used.addresses,
             pool=np.array([_pool_of(address, of_family) for address in used.addresses], np.int32),
             pool_sizes=tuple(pool.size for pool in of_family),
+            pool_origins=tuple(pool.origin for pool in of_family),
             peer=peer_of_row[pair_rows[mine]].astype(np.uint32),
             exit=used.renumber((pairs.keys & _EXIT_MASK).astype(np.int64)).astype(np.uint32),
             flows=pairs.counts[:, 0],
