@@ -67,4 +67,4 @@ def run(path: Path) -> None:
     from detector.config_file import load_config  # noqa: PLC0415
     from detector.service.start import run as start  # noqa: PLC0415
 
-    start(load_config(path))
+    start(load_config(path), path.absolute())

@@ -43,6 +43,7 @@ from detector.service.memory import resident_bytes
 from detector.service.observing import Observed, PoolRanges, observe
 from detector.service.page.render import View, render
 from detector.service.peer_view import PeerView
+from detector.service.reload import Reload
 from detector.service.roster import Exits, Member, Roster
 from detector.service.snapshot import About, Snapshot, samples
 from detector.service.window import Counts, Window
@@ -77,6 +78,7 @@ class Aggregator:
         self._epoch, self._epoch_since = 0, time.time()
         self._not_understood = self._refused = self._sensor_rss = 0
         self._waiting = ""
+        self._reload = Reload(at=time.time())
         self._sensor_holds: Mapping[str, int] = {}
         self._counts = KernelCounts(maps, config.tables)
         self._forget()
@@ -131,8 +133,17 @@ class Aggregator:
         elif message["kind"] == "state":
             self._waiting, self._refused = message["waiting"], message["refused"]
             self._sensor_rss, self._sensor_holds = message["rss"], message.get("holds", {})
+        elif message["kind"] == "config":
+            self._adopt(Config.from_json(message["config"]), Reload.of(message["reload"]))
         elif message["kind"] == "stop":
             raise Stopped
+
+    def _adopt(self, config: Config, reload: Reload) -> None:
+        """Go on with another configuration; the sensor has seen to it that it differs in nothing fixed."""
+        if (config.log_format, config.log_level) != (self._config.log_format, self._config.log_level):
+            logs.configure("aggregator", config.log_format, config.log_level)
+        self._config, self._reload = config, reload
+        self.about = replace(self.about, config=config)
 
     def _retire(self, slots: list[int]) -> None:
         """The kernel counts for these slots no more: take the last counts over and let the slots go."""
@@ -220,6 +231,7 @@ class Aggregator:
             epoch_since=self._epoch_since,
             not_understood=self._not_understood,
             waiting=self._waiting,
+            reload=self._reload,
             peers=self._views(report, observed),
             holds=self._holds(fullest),
         )
@@ -315,7 +327,7 @@ def _watch(spec: dict[str, Any], config: Config) -> None:
     web.serve(socket.socket(fileno=spec["listener"]), pages)
     if spec["inspect"] is not None:
         inspect.serve(socket.socket(fileno=spec["inspect"]), _answers(aggregator), Access(**spec["access"]))
-    _loop(aggregator, channel, config.interval)
+    _loop(aggregator, channel)
 
 
 def _pages(aggregator: Aggregator) -> web.Pages:
@@ -340,11 +352,11 @@ def _rehearse(aggregator: Aggregator) -> None:
             json.dumps(answer({}))
 
 
-def _loop(aggregator: Aggregator, channel: Channel, interval: float) -> None:
+def _loop(aggregator: Aggregator, channel: Channel) -> None:
     following = time.monotonic()
     while True:
         aggregator.cycle()
-        following = max(following + interval, time.monotonic())
+        following = max(following + aggregator.about.config.interval, time.monotonic())
         while (left := following - time.monotonic()) > 0:
             if select.select([channel], [], [], left)[0]:
                 aggregator.collect()

@@ -6,6 +6,7 @@ sensor -> aggregator
     {"kind": "rules", "epoch": n, "pools": [...], "not_understood": n, ..., "added": every slot, as above}
     {"kind": "state", "waiting": what for, or "", "refused": tunnel addresses without a slot, "rss": bytes,
      "holds": numbers of what the sensor has in memory}
+    {"kind": "config", "config": the configuration to go on with, "reload": how reading it went}
     {"kind": "stop"}
 aggregator -> sensor
     {"kind": "released", "slots": [slot, ...]}

@@ -136,6 +136,13 @@ METRICS = (
     Metric("rules_not_understood", "gauge", "", (),
            "Rules about source NAT that are not understood.", "sensor"),
     Metric("waiting", "gauge", "", (), "1 while the service waits for WireGuard or conntrack.", "sensor"),
+    Metric("config_last_reload_successful", "gauge", "", (),
+           "1, or 0 if the configuration file was not accepted at the last SIGHUP: the one before stands.",
+           "sensor"),
+    Metric("config_last_reload_success_timestamp_seconds", "gauge", "seconds", (),
+           "When the configuration file was last read and accepted.", "sensor"),
+    Metric("config_restart_needed", "gauge", "", (),
+           "Keys of the configuration file that differ from what is in use and need a restart.", "sensor"),
 )  # fmt: skip
 
 BY_NAME = {metric.name: metric for metric in METRICS}

@@ -10,12 +10,14 @@ from __future__ import annotations
 
 import json
 import os
+import select
 import signal
 import socket
 import sys
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 from types import FrameType
 from typing import Any
 
@@ -32,6 +34,7 @@ from detector.service.channel import Channel, Closed
 from detector.service.mapping import Mapping as NatMapping
 from detector.service.mapping import read_mapping
 from detector.service.memory import resident_bytes
+from detector.service.reload import Hangup, Merged, Reload, merge, read_config
 from detector.service.watch import Told
 
 _log = get_logger()
@@ -49,12 +52,14 @@ class Spec:
         maps: descriptors of the kernel tables that the sensor writes.
         channel: descriptor of the socket to the aggregator.
         aggregator: its process number.
+        path: the configuration file.
     """
 
     config: Config
     maps: Mapping[str, int]
     channel: int
     aggregator: int
+    path: Path
 
 
 class Sensor:
@@ -75,6 +80,39 @@ class Sensor:
         self._epoch = 0
         self._refused = 0
         self._told = Told()
+        self._reload = Reload(at=time.time())
+
+    @property
+    def config(self) -> Config:
+        """What is followed now."""
+        return self._config
+
+    def reload(self, path: Path) -> None:
+        """Read the configuration again; one that is not accepted changes nothing.
+
+        Raises:
+            Closed: the aggregator is gone.
+        """
+        try:
+            merged = merge(self._config, read_config(path))
+        except ExitprintError as error:
+            _log.error("the configuration was not reloaded, the one before stands", reason=str(error))
+            self._reload = replace(self._reload, good=False)
+        else:
+            self._reload = Reload(True, time.time(), merged.restart)
+            self._adopt(merged)
+        told = {"config": self._config.to_json(), "reload": self._reload.as_message()}
+        self._channel.send({"kind": "config", **told})
+
+    def _adopt(self, merged: Merged) -> None:
+        self._config = merged.config
+        if {"log_format", "log_level"} & set(merged.changed):
+            logs.configure("sensor", merged.config.log_format, merged.config.log_level)
+        if "exits" in merged.changed:
+            self._mapping = NatMapping.nothing()  # so that they are looked at again
+        _log.info("configuration reloaded", changed=merged.changed)
+        if merged.restart:
+            _log.warning("configuration keys that need a restart were not taken over", keys=merged.restart)
 
     def step(self) -> None:
         """Look once at everything and pass on what has changed.
@@ -216,16 +254,19 @@ def main(descriptor: int) -> int:
     """Run until a signal or until the aggregator ends; returns the exit status."""
     with os.fdopen(descriptor) as file:
         raw = json.load(file)
-    spec = Spec(Config.from_json(raw["config"]), raw["maps"], raw["channel"], raw["aggregator"])
+    spec = Spec(
+        Config.from_json(raw["config"]), raw["maps"], raw["channel"], raw["aggregator"], Path(raw["path"])
+    )
     logs.configure("sensor", spec.config.log_format, spec.config.log_level)
     for number in _SIGNALS:
         signal.signal(number, _stop)
     privileges.never_dump()
     privileges.keep_only([privileges.CAP_NET_ADMIN])
+    hangup = Hangup()
     channel = Channel(socket.socket(fileno=spec.channel), "aggregator")
     sensor = Sensor(spec.config, spec.maps, channel)
     try:
-        _loop(sensor, spec.config.interval)
+        _loop(sensor, channel, hangup, spec.path)
     except _Stopped:
         _log.info("stopping")
         return _end_aggregator(spec.aggregator, channel)
@@ -235,13 +276,17 @@ def main(descriptor: int) -> int:
     return EXIT_HOST
 
 
-def _loop(sensor: Sensor, interval: float) -> None:
+def _loop(sensor: Sensor, channel: Channel, hangup: Hangup, path: Path) -> None:
     following = time.monotonic()
     while True:
         sensor.step()
-        following = max(following + interval, time.monotonic())
+        following = max(following + sensor.config.interval, time.monotonic())
         while (left := following - time.monotonic()) > 0:
-            sensor.hear(left)
+            select.select([channel.fileno(), hangup.fileno()], [], [], left)
+            sensor.hear(0.0)
+            if hangup.taken():
+                sensor.reload(path)
+                following = time.monotonic()
 
 
 def _end_aggregator(process: int, channel: Channel) -> int:

@@ -21,6 +21,7 @@ from detector.service.exporter import Samples
 from detector.service.holdings import Holding
 from detector.service.load import Load
 from detector.service.peer_view import PeerView
+from detector.service.reload import Reload
 
 Rows = list[tuple[tuple[str, ...], float]]
 
@@ -57,6 +58,7 @@ class Snapshot:
         loads: how flows are spread over the exits.
         epoch: number of the current epoch, 0 before the rules were read.
         waiting: what is waited for, empty for nothing.
+        reload: how reading the configuration went last.
         peers: by family, for who asks on the relay itself.
         holds: what is in memory.
     """
@@ -78,6 +80,7 @@ class Snapshot:
     epoch_since: float = 0.0
     not_understood: int = 0
     waiting: str = ""
+    reload: Reload = field(default_factory=Reload)
     peers: tuple[PeerView, ...] = field(default=(), repr=False)
     holds: tuple[Holding, ...] = ()
 
@@ -93,6 +96,11 @@ def status(now: Snapshot, about: About) -> dict[str, object]:
         "interval": about.config.interval,
         "window": about.config.window,
         "epoch": {"number": now.epoch, "since": _time(now.epoch_since)},
+        "configuration": {
+            "last_reload_successful": now.reload.good,
+            "read": _time(now.reload.at),
+            "restart_needed": list(now.reload.restart),
+        },
         "hook": about.hook,
         "waiting": now.waiting,
         "rules_not_understood": now.not_understood,
@@ -130,6 +138,9 @@ def samples(now: Snapshot, about: About) -> Samples:
         "rules_epoch": [((), now.epoch)],
         "rules_not_understood": [((), now.not_understood)],
         "waiting": [((), float(bool(now.waiting)))],
+        "config_last_reload_successful": [((), float(now.reload.good))],
+        "config_last_reload_success_timestamp_seconds": [((), now.reload.at)],
+        "config_restart_needed": [((), len(now.reload.restart))],
     }
     if now.report:
         found["coverage_ratio"] = [((), now.report.coverage)]

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import pwd
+import signal
 import socket
 import subprocess
 import sys
@@ -39,13 +40,18 @@ _SENSOR_MAPS = ("peers", "networks4", "networks6", "tunnels", "pools", "link0", 
 _AGGREGATOR_MAPS = ("pairs", "pairs_a", "pairs_b", "exits", "slots", "controls", "outcomes", "program")
 
 
-def run(config: Config) -> NoReturn:
+def run(config: Config, path: Path) -> NoReturn:
     """Run the service; the caller's process becomes its sensor.
+
+    Args:
+        config: what is in the file.
+        path: the file, absolute, for reading it again.
 
     Raises:
         ExitprintError: it cannot be started here; nothing is left behind.
     """
     logs.configure("start", config.log_format, config.log_level)
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)  # until the sensor listens to it; the others never do
     if os.geteuid() != 0:
         raise HostError("the service is to be started by root", "it gives that up as soon as it has started")
     user = _user(config.user)
@@ -64,7 +70,7 @@ def run(config: Config) -> NoReturn:
     for end in (theirs, listener, inspector):
         if end:
             end.close()
-    _become_sensor(config, loaded, ours, aggregator)
+    _become_sensor(config, path, loaded, ours, aggregator)
 
 
 def _enter_namespace(config: Config) -> None:
@@ -149,9 +155,17 @@ def _start_aggregator(
     return child.pid
 
 
-def _become_sensor(config: Config, loaded: Loaded, channel: socket.socket, aggregator: int) -> NoReturn:
+def _become_sensor(
+    config: Config, path: Path, loaded: Loaded, channel: socket.socket, aggregator: int
+) -> NoReturn:
     maps = _chosen(loaded, _SENSOR_MAPS)
-    spec = _spec(config=config.to_json(), maps=maps, channel=channel.fileno(), aggregator=aggregator)
+    spec = _spec(
+        config=config.to_json(),
+        maps=maps,
+        channel=channel.fileno(),
+        aggregator=aggregator,
+        path=str(path),
+    )
     for descriptor in loaded.descriptors.values():  # they came over a socket: inheritable
         os.set_inheritable(descriptor, False)
     for descriptor in (spec, channel.fileno(), *maps.values()):
