@@ -332,7 +332,7 @@ def _watch(spec: dict[str, Any], config: Config) -> None:
 
 def _pages(aggregator: Aggregator) -> web.Pages:
     return web.Pages(
-        registry(lambda: samples(aggregator.snapshot, aggregator.about)),
+        Exposition(lambda: (aggregator.snapshot, aggregator.about), samples),
         aggregator.healthy,
         aggregator.ready,
         aggregator.page,
