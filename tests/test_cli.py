@@ -146,13 +146,15 @@ def path(tmp_path: Path) -> Path:
 
 def inspect_listener(where: Path, report: Mapping[str, object]) -> None:
     """Answer `status` there."""
-    inspect.serve(inspect.listen(where), {"status": lambda: dict(report)})
+    inspect.serve(inspect.listen(where), {"status": lambda _: dict(report)})
 
 
 def test_json_is_alone_on_standard_output(path: Path) -> None:
-    """`status --json` prints one object and nothing else anywhere."""
+    """`status --json` prints one object, the service's and what to do about it, and nothing else anywhere."""
     done = exitprint("status", "--socket", str(path), "--json")
-    assert (json.loads(done.stdout), done.stderr, done.returncode) == (REPORT, "", 0)
+    printed = json.loads(done.stdout)
+    assert printed.pop("advice")["runbook"].endswith("/ExitprintMappingPredictable.md")
+    assert (printed, done.stderr, done.returncode) == (REPORT, "", 0)
 
 
 def test_a_pipe_gets_plain_text(path: Path) -> None:

@@ -23,6 +23,7 @@ from detector.service.inspect import ask
 from detector.service.peer_view import SORTS
 
 _LEAST_INTERVAL = 0.2
+_WIDE = 140  # columns of a table that goes through a pipe
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
@@ -58,7 +59,7 @@ def status(path: Path, as_json: bool) -> None:
 def peers(path: Path, as_json: bool, **arguments: Any) -> None:
     """List the peers, the riskiest first, by pseudonym: one line for each tunnel address with flows."""
     answer = ask(path, "peers", **arguments)
-    _print(answer, peers_view(answer), as_json)
+    _print(answer, peers_view(answer), as_json, _WIDE)
 
 
 @click.command(short_help="Everything about one peer.")
@@ -77,7 +78,7 @@ def explain(path: Path, as_json: bool, pseudonym: str) -> None:
 def holds(path: Path, as_json: bool) -> None:
     """Say exactly what the service holds in memory, how much of it, and for how long."""
     answer = ask(path, "holds")
-    _print(answer, holds_view(answer), as_json)
+    _print(answer, holds_view(answer), as_json, _WIDE)
 
 
 @click.command(short_help="The verdict as it changes.")
@@ -97,14 +98,14 @@ def watch(path: Path, as_json: bool, interval: float) -> None:
                 click.echo(line(now))
 
 
-def _print(answer: dict[str, Any], view: RenderableType, as_json: bool) -> None:
+def _print(answer: dict[str, Any], view: RenderableType, as_json: bool, width: int = 0) -> None:
     if as_json:
         click.echo(json.dumps(answer))
     else:
-        _console().print(view)
+        _console(width).print(view)
 
 
-def _console() -> Console:
-    """Standard output; through a pipe lines are as long as they are."""
+def _console(width: int = 0) -> Console:
+    """Standard output; through a pipe at least so many columns."""
     console = Console(highlight=False)
-    return console if console.is_terminal else Console(highlight=False, width=max(console.width, 160))
+    return console if console.is_terminal else Console(highlight=False, width=max(console.width, width))

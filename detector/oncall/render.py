@@ -43,6 +43,10 @@ _CONTRASTS = {
 def status_view(status: Answer, advice: Advice, now: datetime) -> RenderableType:
     """The verdict, why, since when, on what evidence, how much was seen, and what to do."""
     parts = [*report_parts(status), Text(_age(status, now), style="dim"), Text()]
+    if not status.get("configuration", {}).get("last_reload_successful", True):
+        parts.append(
+            Text("The configuration file is not accepted: the one before stands, see the log.", "yellow")
+        )
     parts.append(Text.assemble(("What to do: ", "bold"), advice.what))
     parts += [
         Padding(Text.assemble((command, "cyan"), (f"  # {why}", "dim")), (0, 0, 0, 4))
