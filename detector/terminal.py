@@ -43,7 +43,29 @@ def report_parts(report: Report) -> Iterator[RenderableType]:
         yield Padding(Text(report["why"]), (0, 0, 1, 2))
     if report.get("families"):
         yield _table(report["families"])
+        yield from _rules(report["families"])
+    yield from _changes(report)
     yield Text(_footing(report), style="dim")
+
+
+def _rules(families: Mapping[str, Mapping[str, Any]]) -> Iterator[RenderableType]:
+    """How many peers leak by the pool, and so by the rule, that serves them, where there are several."""
+    for name, family in families.items():
+        pools = family.get("pools", ())
+        if len(pools) < 2 or not any(pool["flagged"] for pool in pools):
+            continue
+        for pool in pools:
+            text = (
+                f"{FAMILY_NAMES.get(name, name)}: {pool['flagged']:,} of {pool['judged']:,} judged peers leak"
+            )
+            where = f" on the {pool['size']:,} exits of {pool['origin'] or 'a pool'}"
+            yield Text("  " + text + where, style="yellow" if pool["flagged"] else "")
+
+
+def _changes(report: Report) -> Iterator[RenderableType]:
+    """What the last change of the rules did."""
+    for name, change in report.get("epoch", {}).get("change", {}).items():
+        yield Text(f"  {FAMILY_NAMES.get(name, name)}: {change['why']}")
 
 
 def _verdict(before: str, judged: Mapping[str, Any]) -> Text:

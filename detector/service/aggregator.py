@@ -34,6 +34,7 @@ from detector.logs import get_logger
 from detector.service import inspect, privileges, rehearsal, web
 from detector.service.access import Access
 from detector.service.answers import answers
+from detector.service.before import Before
 from detector.service.channel import Channel, Closed, Message
 from detector.service.counting import SHAPE, KernelCounts
 from detector.service.exporter import Exposition
@@ -81,6 +82,7 @@ class Aggregator:
         self._reload = Reload(at=time.time())
         self._sensor_holds: Mapping[str, int] = {}
         self._counts = KernelCounts(maps, config.tables)
+        self._before = Before()
         self._forget()
         self._set_control()
         self.about = About(config, hook)
@@ -150,12 +152,15 @@ class Aggregator:
         if slots:
             self._take(self._counts.drain())
             self.roster.retire(slots)
+            self._before.release(slots)
             self._counts.release(slots)
             self._channel.send({"kind": "released", "slots": slots})
 
     def _begin_epoch(self, message: Message) -> None:
         """The rules have changed; what was counted until now is the old mapping's."""
         self._take(self._counts.drain())
+        until = time.monotonic() + self._config.window
+        self._before.remember(self.observed(), self.roster, self._pools, self._epoch, until)
         self._forget()
         self._pane += self._config.tables.panes  # so that the kernel's memories hold nothing that is current
         self._set_control()
@@ -229,6 +234,7 @@ class Aggregator:
             },
             epoch=self._epoch,
             epoch_since=self._epoch_since,
+            change=self._before.compare(observed, self.roster, self._pools, self._epoch, time.monotonic()),
             not_understood=self._not_understood,
             waiting=self._waiting,
             reload=self._reload,
@@ -247,7 +253,8 @@ class Aggregator:
 
     def _holds(self, drained: int) -> tuple[Holding, ...]:
         held = self._window.held(time.monotonic())
-        return holdings(self._config, self._sensor_holds, self.roster, self._exits, held, drained)
+        kept = len(self._before)
+        return holdings(self._config, self._sensor_holds, self.roster, self._exits, held, drained, kept)
 
     def rehearse(self) -> None:
         """Judge a relay that is made up, so that all that this needs is imported; nothing is to be kept.

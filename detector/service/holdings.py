@@ -50,7 +50,13 @@ class Holding:
 
 
 def holdings(
-    config: Config, sensor: Mapping[str, int], roster: Roster, exits: Exits, window: Held, drained: int
+    config: Config,
+    sensor: Mapping[str, int],
+    roster: Roster,
+    exits: Exits,
+    window: Held,
+    drained: int,
+    before: int = 0,
 ) -> tuple[Holding, ...]:
     """Everything that is held.
 
@@ -61,11 +67,19 @@ def holdings(
         exits: exit addresses.
         window: what the window holds.
         drained: pairs that the fullest drain of the last cycle found.
+        before: slots of which the exit under the rules of before is remembered.
     """
     return (
         *_of_sensor(config, sensor),
         *_of_kernel(config, roster, drained),
         *_of_aggregator(config, roster, exits, window),
+        Holding(
+            "aggregator",
+            "slots with the exit that they kept before the NAT rules changed",
+            before,
+            f"until {config.window:g} s after the change",
+            config.tables.peers,
+        ),
         Holding(
             "aggregator", "files open for writing, beside the log", files_written(), "nothing is ever written"
         ),

@@ -163,6 +163,14 @@ class Roster:
         known = slots < len(self._row_of_slot)
         return np.where(known, self._row_of_slot[np.where(known, slots, 0)], NOBODY)
 
+    def slots_of(self, rows: NDArray[np.integer]) -> NDArray[np.int64]:
+        """The slot of each row, `NOBODY` where the row's slot stands for somebody else by now."""
+        slot = np.full(self.rows, NOBODY, np.int64)
+        taken = np.flatnonzero(self._row_of_slot != NOBODY)
+        slot[self._row_of_slot[taken]] = taken
+        found: NDArray[np.int64] = slot[rows]
+        return found
+
     def select(self, family: Family, seen: NDArray[np.integer]) -> NDArray[np.int64]:
         """The rows of a family that are present or have evidence.
 

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 
 from detector import __version__
+from detector.analysis.changes import Change
 from detector.analysis.predictors import NAMES
 from detector.analysis.report import VERDICTS, AnonymityReport, FamilyReport, Reason, Report
 from detector.config import Config
@@ -57,6 +58,7 @@ class Snapshot:
         resident: bytes by process.
         loads: how flows are spread over the exits.
         epoch: number of the current epoch, 0 before the rules were read.
+        change: by family, what the last change of the rules did to the mapping.
         waiting: what is waited for, empty for nothing.
         reload: how reading the configuration went last.
         peers: by family, for who asks on the relay itself.
@@ -78,6 +80,7 @@ class Snapshot:
     loads: Mapping[Family, Load] = field(default_factory=dict)
     epoch: int = 0
     epoch_since: float = 0.0
+    change: Mapping[Family, Change] = field(default_factory=dict)
     not_understood: int = 0
     waiting: str = ""
     reload: Reload = field(default_factory=Reload)
@@ -95,7 +98,11 @@ def status(now: Snapshot, about: About) -> dict[str, object]:
         "cycles": now.cycles,
         "interval": about.config.interval,
         "window": about.config.window,
-        "epoch": {"number": now.epoch, "since": _time(now.epoch_since)},
+        "epoch": {
+            "number": now.epoch,
+            "since": _time(now.epoch_since),
+            "change": {family.value: change.as_dict() for family, change in now.change.items()},
+        },
         "configuration": {
             "last_reload_successful": now.reload.good,
             "read": _time(now.reload.at),
