@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+import math
 import socket
 import subprocess
 import sys
@@ -26,7 +27,8 @@ INTERVAL = 1  # seconds
 _START_PATIENCE = 120.0  # an emulated machine compiles for ten seconds
 _STOP_PATIENCE = 5.0
 _SETTLED_CYCLES = 2
-_POLL = 0.05
+_POLL, _LONGEST_POLL = 0.05, 1.0
+_LAST_ERRORS = 3
 _HOST = "127.0.0.1"
 
 
@@ -68,15 +70,14 @@ class LabService:
         Raises:
             HostError: it has ended, or takes too long; the end of its log is in the message.
         """
-        limit = time.monotonic() + _START_PATIENCE
-        while time.monotonic() < limit:
+        for _ in _looks(_START_PATIENCE):
             if self.process.poll() is not None:
                 raise HostError(f"the service did not start: {self._last_words()}", "see: exitprint doctor")
             try:
                 with urllib.request.urlopen(self._ready, timeout=5):  # noqa: S310  (our own loopback address)
                     return
             except OSError:
-                time.sleep(_POLL)
+                continue
         raise HostError(f"the service is not ready: {self._last_words()}", "see: exitprint doctor")
 
     def status(self) -> dict[str, Any]:
@@ -89,16 +90,16 @@ class LabService:
         Raises:
             HostError: the service has ended.
         """
-        now = self.status()
-        last_growth, known = now["cycles"], -1
-        while known < flows and now["cycles"] < last_growth + _SETTLED_CYCLES:
-            time.sleep(_POLL)
+        last_growth, known = -1, -1
+        for _ in _looks(math.inf):
             if self.process.poll() is not None:
                 raise HostError(f"the service has ended: {self._last_words()}")
             now = self.status()
             counted = sum(family["flows"] for family in now["families"].values())
             if counted > known:
                 last_growth, known = now["cycles"], counted
+            if known >= flows or now["cycles"] >= last_growth + _SETTLED_CYCLES:
+                break
         return now
 
     def wait(self) -> None:
@@ -106,12 +107,28 @@ class LabService:
         self.process.wait()
 
     def _last_words(self) -> str:
-        lines = self.log.read_text(errors="replace").splitlines()
-        try:
-            last = json.loads(lines[-1])
-            return str(last.get("reason") or last["event"])
-        except (IndexError, KeyError, ValueError):
-            return " ".join(lines[-3:]) or "it said nothing"
+        """What it said of its end: the errors of each of its processes, or else the last that it said."""
+        told = [_told(line) for line in self.log.read_text(errors="replace").splitlines()]
+        errors = [text for is_error, text in told if is_error]
+        return "; ".join(errors[-_LAST_ERRORS:] or [text for _, text in told[-1:]]) or "it said nothing"
+
+
+def _looks(patience: float) -> Iterator[None]:
+    """Time to look again, for so many seconds: often at first, and never so often that looking takes long."""
+    started = time.monotonic()
+    while (waited := time.monotonic() - started) < patience:
+        yield
+        time.sleep(max(_POLL, min(waited / 10, _LONGEST_POLL)))
+
+
+def _told(line: str) -> tuple[bool, str]:
+    """Whether a line of the log tells of an error, and what it says."""
+    try:
+        told = json.loads(line)
+    except ValueError:
+        return True, line.strip()  # said by Python or by a tool before the log was set up
+    where = f" ({told['exception']})" if "exception" in told else ""
+    return told["level"] == "error", str(told.get("reason") or f"{told['process']}: {told['event']}{where}")
 
 
 @contextmanager
