@@ -12,11 +12,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import click
 import pytest
 import yaml
 
 from detector.analysis.report import LEAKS, VERDICTS
 from detector.analysis.verdict import COVERAGE_FLOOR
+from detector.cli import main
 from detector.service import metrics
 from tests import promql
 from tests.promql import Schema, WrongQueryError, rules_in
@@ -199,6 +201,15 @@ def test_every_alert_has_a_runbook_and_no_runbook_is_left_over() -> None:
         ]
 
 
+def test_runbooks_name_commands_that_there_are() -> None:
+    """Each `exitprint COMMAND` of a runbook is a command."""
+    there = main.list_commands(click.Context(main))
+    for path in (DEPLOY / "runbooks").glob("*.md"):
+        named = re.findall(r"(?:`|^    )exitprint ([a-z-]+)", path.read_text(), re.M)
+        assert named
+        assert set(named) <= set(there)
+
+
 def test_runbooks_state_the_times_of_the_rules() -> None:
     """What a runbook says of when an alert fires is what the rule says."""
     words = {"5m": "five minutes", "10m": "ten minutes", "15m": "a quarter of an hour", "1h": "an hour"}
@@ -241,3 +252,11 @@ def test_messages_are_grouped_by_fleet_and_verdict() -> None:
     route = yaml.safe_load(ROUTES.read_text())["route"]["routes"][0]
     assert route["group_by"] == ["fleet", "verdict"]
     assert "group_by" not in json.dumps(route["routes"])
+
+
+def test_the_page_on_alerts_is_true_to_the_rules() -> None:
+    """docs/alerts.md lists every alert with its severity and how long it takes."""
+    words = {"5m": "5 min", "10m": "10 min", "15m": "15 min", "1h": "1 h"}
+    page = (DEPLOY.parent / "docs" / "alerts.md").read_text()
+    rows = re.findall(r"^\| (Exitprint\w+) \| (\w+) \| [^|]+ \| ([^|]+) \|$", page, re.M)
+    assert rows == [(rule["alert"], rule["labels"]["severity"], words[rule["for"]]) for rule in ALERT_RULES]

@@ -6,7 +6,9 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import urllib.request
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 
 import promql_parser as ql
 import pytest
@@ -14,6 +16,8 @@ import pytest
 from dashboards.fleet import fleet
 from dashboards.relay import relay
 from detector.lab import timescale
+from detector.lab.relay import Lab
+from detector.lab.service import start_service
 from detector.lab.stack import BAD, PAGE, PEERS, Scene, scene
 
 pytestmark = [
@@ -158,3 +162,21 @@ def test_lost_events_are_told_and_no_leak_is_judged_from_what_is_left() -> None:
         assert "pairs_full" in lost
         assert not one.watch.query('ALERTS{severity="page"}')
         assert not one.watch.receiver.told("pager")
+
+
+def _scrape(url: str) -> bytes:
+    with urllib.request.urlopen(url) as answer:  # noqa: S310  (our own loopback address)
+        return bytes(answer.read())
+
+
+def test_many_scrapes_at_once_change_no_count() -> None:
+    """While flows arrive, a hundred ask at once: each gets a whole page, and every flow is counted."""
+    with Lab(peers=PEERS) as lab, ThreadPoolExecutor(100) as pool:
+        lab.apply("jhash")
+        with start_service(lab, port=0) as service:
+            sent = pool.submit(lab.send, lab.workload(2000))
+            pages = list(pool.map(_scrape, [service.metrics] * 300))
+            assert sent.result().answered == 2000
+            report = service.report(2000)
+            assert sum(family["flows"] for family in report["families"].values()) == lab.truth().flows == 2000
+            assert all(b"exitprint_build_info" in page and page.endswith(b"\n") for page in pages)
