@@ -30,7 +30,7 @@ Command = TypeVar("Command", bound=Callable[..., Any])
 _socket = click.option(
     "--socket",
     "path",
-    type=click.Path(path_type=Path),
+    type=click.Path(path_type=Path, readable=False),  # whether it may be used is the service's to say
     envvar="EXITPRINT_SOCKET",
     default=INSPECT_SOCKET,
     show_default=True,

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import socket
@@ -10,6 +11,7 @@ import stat
 import subprocess
 import sys
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -155,3 +157,50 @@ def test_nothing_else_is_ever_removed(path: Path, tmp_path: Path) -> None:
             inspect.listen(taken)
     assert file.read_text() == "data"
     assert inspect.ask(path, "status") == {"verdict": "unknown"}
+
+
+def test_silent_and_slow_clients_keep_nobody_waiting(path: Path) -> None:
+    """More connections than there are places, silent or half-way through a line: root is answered."""
+    with contextlib.ExitStack() as stack:
+        for number in range(100):
+            client = stack.enter_context(socket.socket(socket.AF_UNIX))
+            client.connect(str(path))
+            with contextlib.suppress(BrokenPipeError):
+                client.sendall(b'{"request":'[: number % 12])
+            if number % 10 == 0:
+                assert inspect.ask(path, "status") == {"verdict": "unknown"}
+
+
+def test_many_ask_at_once(path: Path) -> None:
+    """Twenty clients at a time each get their answer."""
+    with ThreadPoolExecutor(20) as pool:
+        answers = list(pool.map(lambda _: inspect.ask(path, "status"), range(200)))
+    assert answers == [{"verdict": "unknown"}] * 200
+
+
+def test_a_client_that_does_not_read_keeps_nobody_waiting(tmp_path: Path) -> None:
+    """An answer that does not fit into the socket waits for its reader, and the next one is answered."""
+    where = tmp_path / "inspect.sock"
+    large = {"large": "x" * 3_000_000}
+    with inspect.listen(where) as listener, socket.socket(socket.AF_UNIX) as lazy:
+        inspect.serve(listener, {"status": lambda _: {}, "large": lambda _: large})
+        lazy.connect(str(where))
+        lazy.sendall(b'{"request":"large"}\n')
+        assert inspect.ask(where, "status") == {}
+        with lazy.makefile("rb") as lines:
+            assert json.loads(lines.readline()) == large
+        listener.shutdown(socket.SHUT_RDWR)
+
+
+def test_arguments_and_errors_of_an_answer_arrive(tmp_path: Path) -> None:
+    """An answer is told what was asked, and its refusal is the client's error, hint and status included."""
+
+    def refuse(arguments: inspect.Arguments) -> dict[str, object]:
+        raise UsageError(f"no {arguments['what']}", "ask for more")
+
+    where = tmp_path / "inspect.sock"
+    with inspect.listen(where) as listener:
+        inspect.serve(listener, {"refuse": refuse})
+        with pytest.raises(UsageError, match="the service refuses: no tea; ask for more"):
+            inspect.ask(where, "refuse", what="tea")
+        listener.shutdown(socket.SHUT_RDWR)
