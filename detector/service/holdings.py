@@ -106,6 +106,7 @@ def _of_kernel(config: Config, roster: Roster, drained: int) -> Iterator[Holding
         "kernel", "slot → time of its last flow, counters of trials", roster.present, follows, tables.peers
     )
     yield Holding("kernel", "pairs of slot and exit address, as drained last", drained, drain, tables.pairs)
+    yield Holding("kernel", "exit addresses", None, _PROGRAM, tables.exits)
     yield Holding("kernel", "keyed hashes of slot and destination", None, _KERNEL_MEMORY, tables.destinations)
     yield Holding("kernel", "keyed hashes of slot and source port", None, _KERNEL_MEMORY, tables.ports)
 

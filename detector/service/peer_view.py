@@ -171,12 +171,13 @@ def explain(views: Sequence[PeerView], pseudonym: str) -> list[dict[str, Any]]:
 
 def _whole(view: PeerView, peer: int) -> dict[str, Any]:
     one = view.observation
-    (share,) = _busiest_shares(view, np.array([peer]))
-    return _summary(view, peer, float(share)) | {
+    exits = _exits(view, peer)
+    share = exits[0]["flows"] / sum(one["flows"] for one in exits) if exits else 0.0
+    return _summary(view, peer, share) | {
         "wide": bool(one.wide[peer]) if one.wide is not None else False,
         "log10_e_needed": _needed(view),
         "pool_size": view.report.pool_size,
-        "exits": _exits(view, peer),
+        "exits": exits,
         "contrasts": {
             "any": {"observed": _number(view.columns.consistency[peer]), **_chance(view.report, "any")},
             "same_destination": _contrast(view, "same_destination", one.same_destination, peer),
