@@ -41,9 +41,11 @@ class Service(Protocol):
 
     Attributes:
         metrics: the address of its /metrics.
+        socket: where `exitprint status` asks.
     """
 
     metrics: str
+    socket: Path
 
     def report(self, flows: int) -> Report:
         """The report that covers at least so many flows, as `exitprint status --json` prints it."""
@@ -230,6 +232,7 @@ def _whereabouts(lab: Lab, service: Service) -> str:
     return (
         f"The relay stays up until Ctrl-C.\n"
         f"  metrics    {service.metrics}\n"
+        f"  ask it     exitprint status --socket {service.socket}   (also peers, explain, watch, holds)\n"
         f"  namespace  {lab.relay.name}   (its rules: ip netns exec {lab.relay.name} nft list ruleset)\n"
         f"  WireGuard  {lab.wireguard_interface}, {lab.implementation}"
     )

@@ -54,6 +54,7 @@ class LabService:
 
     Attributes:
         metrics: the address of its /metrics.
+        socket: where `exitprint status` asks.
         process: the running service; its log is in `log`.
     """
 
@@ -62,7 +63,7 @@ class LabService:
         self.metrics = f"http://{listen}/metrics"
         self.log = folder / "log"
         self._ready = f"http://{listen}/-/ready"
-        self._socket = folder / "inspect.sock"
+        self.socket = folder / "inspect.sock"
 
     def wait_ready(self) -> None:
         """Return when the service watches.
@@ -82,7 +83,7 @@ class LabService:
 
     def status(self) -> dict[str, Any]:
         """What the service says now."""
-        return inspect.ask(self._socket, "status")
+        return inspect.ask(self.socket, "status")
 
     def report(self, flows: int) -> Mapping[str, Any]:
         """The report that covers so many flows, or all that there are when no more come.

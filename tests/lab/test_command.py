@@ -26,6 +26,7 @@ class Listing:
     """Answers from what conntrack lists."""
 
     metrics = "nowhere"
+    socket = Path("nowhere")
 
     def __init__(self, lab: Lab, hook: Hook) -> None:
         self._lab, self._hook = lab, hook
