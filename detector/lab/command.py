@@ -232,7 +232,7 @@ def _whereabouts(lab: Lab, service: Service) -> str:
     return (
         f"The relay stays up until Ctrl-C.\n"
         f"  metrics    {service.metrics}\n"
-        f"  ask it     exitprint status --socket {service.socket}   (also peers, explain, watch, holds)\n"
         f"  namespace  {lab.relay.name}   (its rules: ip netns exec {lab.relay.name} nft list ruleset)\n"
-        f"  WireGuard  {lab.wireguard_interface}, {lab.implementation}"
+        f"  WireGuard  {lab.wireguard_interface}, {lab.implementation}\n"
+        f"  ask it     exitprint status --socket {service.socket}   (also peers, explain, watch, holds)"
     )
