@@ -6,8 +6,10 @@ PACKAGES := python3 python3-venv python3-bpfcc nftables iptables conntrack iprou
             procps wireguard-go wireguard-tools ca-certificates
 # What boots a stock kernel: virtme-ng (locked) starts qemu on this root file system and asks file(1) for the version.
 VM_PACKAGES := qemu-system-x86 udev file
-# What checks rules and routes, and what the lab's alerts run on; the services that they bring are not used.
+# What checks rules and routes, and what the lab's alerts run on: programs only, so that no service of theirs starts.
 STACK_PACKAGES := prometheus prometheus-alertmanager
+STACK := $(CURDIR)/.cache/stack
+WITH_STACK := PATH="$$PATH:$(STACK)/bin"
 
 MAPPING ?= persistent
 ARGS ?=
@@ -43,16 +45,16 @@ vm-env: env
 	@deploy/debian-packages $(VM_PACKAGES)
 
 stack-env: env
-	@deploy/debian-packages $(STACK_PACKAGES)
+	@deploy/unpacked-packages $(STACK) $(STACK_PACKAGES)
 
 lab: env
 	@.venv/bin/exitprint lab --mapping $(MAPPING) $(ARGS)
 
 lab-stack: stack-env
-	@$(PYTHON) -m detector.lab.stack $(ARGS)
+	@$(WITH_STACK) $(PYTHON) -m detector.lab.stack $(ARGS)
 
 test: vm-env stack-env lint
-	@$(PYTHON) -m pytest $(ARGS)
+	@$(WITH_STACK) $(PYTHON) -m pytest $(ARGS)
 
 lint: env
 	@$(PYTHON) -m ruff format --check .
