@@ -128,7 +128,7 @@ def _read_exits(table: int) -> tuple[NDArray[np.uint64], NDArray[np.void]]:
     keys = np.frombuffer(b"".join(keys for keys, _ in found), _EXIT_TAG)
     exits = np.frombuffer(b"".join(values for _, values in found), PAIR["exit"])
     tags = _tags(keys["family"], keys["tag"])
-    order = np.argsort(tags)
+    order = np.argsort(tags, kind="stable")  # the vectorised default is wrong on some emulated processors
     return tags[order], exits[order]
 
 
