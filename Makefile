@@ -6,10 +6,8 @@ PACKAGES := python3 python3-venv python3-bpfcc nftables iptables conntrack iprou
             procps wireguard-go wireguard-tools ca-certificates
 # What boots a stock kernel: virtme-ng (locked) starts qemu on this root file system and asks file(1) for the version.
 VM_PACKAGES := qemu-system-x86 udev file
-# What checks rules and routes, and what the lab's alerts run on: programs only, so that no service of theirs starts.
+# What checks rules and routes, and what the lab's alerts run on: the programs only, their services stay off.
 STACK_PACKAGES := prometheus prometheus-alertmanager
-STACK := $(CURDIR)/.cache/stack
-WITH_STACK := PATH="$$PATH:$(STACK)/bin"
 
 MAPPING ?= persistent
 ARGS ?=
@@ -45,16 +43,16 @@ vm-env: env
 	@deploy/debian-packages $(VM_PACKAGES)
 
 stack-env: env
-	@deploy/unpacked-packages $(STACK) $(STACK_PACKAGES)
+	@deploy/packages-without-services $(STACK_PACKAGES)
 
 lab: env
 	@.venv/bin/exitprint lab --mapping $(MAPPING) $(ARGS)
 
 lab-stack: stack-env
-	@$(WITH_STACK) $(PYTHON) -m detector.lab.stack $(ARGS)
+	@$(PYTHON) -m detector.lab.stack $(ARGS)
 
 test: vm-env stack-env lint
-	@$(WITH_STACK) $(PYTHON) -m pytest $(ARGS)
+	@$(PYTHON) -m pytest $(ARGS)
 
 lint: env
 	@$(PYTHON) -m ruff format --check .
