@@ -97,7 +97,7 @@ def test_refused_configuration_is_said(snapshot: Snapshot) -> None:
 
 
 def test_one_peer_as_a_chart(snapshot: Snapshot) -> None:
-    """A pinned peer has one bar and its evidence, one that is not has many; plain characters where asked for."""
+    """A pinned peer has one bar and its evidence, one that is not has many; plain bars where asked for."""
     pinned = text_of(explain_view(answer(snapshot, "explain", pseudonym=PEER)))
     other = text_of(explain_view(answer(snapshot, "explain", pseudonym="peer-00000001"), blocks=False))
     assert "IPv4: pinned: it keeps its exit" in pinned
@@ -117,7 +117,13 @@ def test_watch_tells_changes_only() -> None:
     """More flows are no change; a verdict, an epoch and a service that is gone are, once each."""
 
     def one(verdict: str, epoch: int, flows: int) -> dict[str, Any]:
-        family = {"verdict": verdict, "predictor": None, "unknown_because": [], "flows": flows, "peers": 2}
+        family: dict[str, Any] = {
+            "verdict": verdict,
+            "predictor": None,
+            "unknown_because": [],
+            "flows": flows,
+            "peers": 2,
+        }
         head = {"verdict": verdict, "predictor": None, "waiting": "", "rules_not_understood": 0}
         return head | {"coverage": 1.0, "epoch": {"number": epoch}, "families": {"ipv4": family}}
 
