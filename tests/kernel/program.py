@@ -71,6 +71,7 @@ class Program:
         self.pairs = pairs
         self._numbers = numbers or count()
         self._peers: list[tuple[int, Address, int]] = []
+        self.unnamed = 0  # flows that were drained for exits without a name
         self.pairs.drain()
         self._base = read_outcomes(self.maps)
 
@@ -103,6 +104,7 @@ class Program:
     def drain(self) -> Counted:
         """What was counted since the last drain."""
         drained = self.pairs.drain()
+        self.unnamed += sum(drained.unnamed)
         counted = Counted(Counter(), Counter(), Counter())
         for pair, counts in zip(drained.pairs, drained.counts, strict=True):
             key = int(pair["slot"]), unpack(bytes(pair["exit"]))

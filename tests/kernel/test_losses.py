@@ -63,6 +63,24 @@ def test_a_full_table_of_pairs_counts_what_it_refuses(relay: Relay) -> None:
         assert [program.outcome(outcome) for outcome in losses] == [0, 0, 0]
 
 
+def test_a_full_table_of_exits_counts_what_it_cannot_name(relay: Relay) -> None:
+    """Flows of the first exits are counted; any other is lost, in the kernel or when drained."""
+    relay.rules(RULE, rules6=[RULE6])
+    with running(relay, replace(SMALL, exits=8)) as program:
+        slots = program.add_all(peer(number, version) for version in (4, 6) for number in (1, 2))
+        flows = _flows()
+        relay.send(flows)
+        entries = {entry.flow: entry for entry in relay.listing()}
+        named = list(dict.fromkeys(entries[flow].exit for flow in flows))[:8]
+        kept = [entry for entry in entries.values() if entry.exit in named]
+        assert program.drain().flows == counted_by_conntrack(kept, slots)
+        lost = len(flows) - len(kept)
+        assert lost > 50
+        assert program.outcome(Outcome.LOST_EXITS) + program.unnamed == lost
+        assert program.outcome(Outcome.COUNTED) - program.unnamed == len(kept)
+        assert program.unnamed > 0
+
+
 @pytest.mark.parametrize(("destinations", "ports"), [(4, 65536), (65536, 4), (4, 4)])
 def test_a_full_memory_counts_what_it_cannot_measure(relay: Relay, destinations: int, ports: int) -> None:
     """Each flow is counted; one without room in a memory is no vote and no trial but one loss."""
