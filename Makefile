@@ -8,6 +8,8 @@ PACKAGES := python3 python3-venv python3-bpfcc nftables iptables conntrack iprou
 VM_PACKAGES := qemu-system-x86 udev file
 # What checks rules and routes, and what the lab's alerts run on: the programs only, their services stay off.
 STACK_PACKAGES := prometheus prometheus-alertmanager
+# What tries the pages as their readers do.
+WEB_PACKAGES := curl openssl chromium chromium-driver fonts-dejavu-core
 
 MAPPING ?= persistent
 ARGS ?=
@@ -15,7 +17,7 @@ PYTHON := .venv/bin/python
 
 .DELETE_ON_ERROR:
 .SUFFIXES:
-.PHONY: help packages env vm-env stack-env lab lab-stack test lint format generate bench lock clean
+.PHONY: help packages env vm-env stack-env web-env lab lab-stack test lint format generate bench lock clean
 
 help:
 	@echo 'make lab [MAPPING=NAME] [ARGS=...]  a relay on this machine, and the verdict on it'
@@ -45,13 +47,16 @@ vm-env: env
 stack-env: env
 	@deploy/packages-without-services $(STACK_PACKAGES)
 
+web-env: env
+	@deploy/debian-packages $(WEB_PACKAGES)
+
 lab: env
 	@.venv/bin/exitprint lab --mapping $(MAPPING) $(ARGS)
 
 lab-stack: stack-env
 	@$(PYTHON) -m detector.lab.stack $(ARGS)
 
-test: vm-env stack-env lint
+test: vm-env stack-env web-env lint
 	@$(PYTHON) -m pytest $(ARGS)
 
 lint: env

@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import socket
 from dataclasses import asdict, dataclass, field
+from ipaddress import ip_address
 from pathlib import Path
 from typing import Any, Literal
 
@@ -68,6 +69,8 @@ class Config:
         window, interval, session_gap: seconds.
         anonymity_floor: peers an exit address is to have at least.
         hook: the hook to use, or "auto" for the first that works.
+        listen_beyond_loopback: strangers may reach `listen` although nothing asks them who they are.
+        web_config_file: TLS and users in the format of Prometheus' exporter toolkit, or None for neither.
         user: the user that the aggregator runs as.
         inspect_socket: where `exitprint status` asks, or None for nowhere.
         inspect_owner, inspect_group: who may ask there, beside root: a user, and the members of a group.
@@ -84,6 +87,8 @@ class Config:
     anonymity_floor: int = 5
     hook: Hook = "auto"
     listen: Listen = Listen()
+    listen_beyond_loopback: bool = False
+    web_config_file: str | None = None
     user: str = "exitprint"
     inspect_socket: str | None = INSPECT_SOCKET
     inspect_owner: str = "root"
@@ -97,6 +102,11 @@ class Config:
     def namespace_path(self) -> Path | None:
         """The namespace's file: `ip netns` keeps those that have a name in /run/netns."""
         return None if self.network_namespace is None else NAMESPACES / self.network_namespace
+
+    @property
+    def to_be_guarded(self) -> bool:
+        """Whether strangers can reach `listen`, and nobody said that they may read what is there."""
+        return not ip_address(self.listen.host).is_loopback and not self.listen_beyond_loopback
 
     @property
     def socket_mode(self) -> int:

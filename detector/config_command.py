@@ -13,6 +13,7 @@ import click
 
 from detector.config_file import load_config
 from detector.errors import UsageError
+from detector.web_file import load_web
 
 
 @click.command("check-config")
@@ -21,6 +22,8 @@ from detector.errors import UsageError
 def check_config(file: Path, as_json: bool) -> None:
     """Validate a configuration FILE; durations in the JSON object are seconds."""
     config = load_config(file)
+    if config.web_config_file is not None:
+        load_web(Path(config.web_config_file), guarded=config.to_be_guarded)
     click.echo(config.to_json() if as_json else f"{file}: valid")
 
 

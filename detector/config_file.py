@@ -37,6 +37,7 @@ _USER = re.compile(r"[A-Za-z_][A-Za-z0-9_.-]{0,31}\$?")
 _INTERFACE = re.compile(r"[^\s/:]{1,15}")
 _NAMESPACE = re.compile(r"/\S+|[^\s/]+")
 _SOCKET = re.compile(r"/[^\s\0]{1,99}")  # sun_path holds 108
+_FILE = re.compile(r"/[^\0]+")
 _LISTEN = re.compile(r"(?:\[([0-9A-Fa-f:.]+)\]|([^:\[\]\s]+)):(\d{1,5})", re.ASCII)
 
 
@@ -125,6 +126,7 @@ Name = Annotated[str, _matching(_NAME)]
 User = Annotated[str, _matching(_USER)]
 Namespace = Annotated[str, _matching(_NAMESPACE)]
 SocketPath = Annotated[str, _matching(_SOCKET)]
+FilePath = Annotated[str, _matching(_FILE)]
 Interfaces = Annotated[list[Annotated[str, _matching(_INTERFACE)]], AfterValidator(_distinct)]
 Exits = Annotated[list[Annotated[str, AfterValidator(_pool)]], AfterValidator(_distinct)]
 Duration = Annotated[float, BeforeValidator(_duration)]
@@ -165,6 +167,7 @@ class _File(BaseModel):
     hook: Hook = expects("auto, netfilter or kprobe")
     listen: Endpoint = expects("an address and a port, such as 127.0.0.1:9973 or [::1]:9973")
     listen_beyond_loopback: bool = expects("true or false")
+    web_config_file: FilePath | None = expects("an absolute path, such as /etc/exitprint/web.yml, or null")
     user: User = expects("the name of a user, such as exitprint")
     inspect_socket: SocketPath | None = expects(
         "an absolute path of at most 100 characters, or null for none"
@@ -192,13 +195,13 @@ def load_config(path: Path) -> Config:
     except ValidationError as error:
         raise ConfigError(path, map(document.line, problems(error, document, _File))) from None
     config = _config(model)
-    if wrong := list(_relations(config, document, beyond=bool(model.listen_beyond_loopback))):
+    if wrong := list(_relations(config, document)):
         raise ConfigError(path, map(document.line, wrong))
     return config
 
 
 def _config(model: _File) -> Config:
-    given = model.model_dump(exclude_unset=True, exclude={"tables", "listen", "listen_beyond_loopback"})
+    given = model.model_dump(exclude_unset=True, exclude={"tables", "listen"})
     for key in ("exits", "wireguard"):
         if given.get(key) is not None:
             given[key] = tuple(given[key])
@@ -209,7 +212,7 @@ def _config(model: _File) -> Config:
     return Config(**given)
 
 
-def _relations(config: Config, document: Document, *, beyond: bool) -> Iterator[Problem]:
+def _relations(config: Config, document: Document) -> Iterator[Problem]:
     def at(key: str) -> Where:
         # One of the two keys is in the file: its line can be named.
         return (key,) if (key,) in document.lines else ("window",)
@@ -221,11 +224,11 @@ def _relations(config: Config, document: Document, *, beyond: bool) -> Iterator[
         yield Problem(
             ("inspect_mode",), "0660 is for a group: name it with inspect_group, or leave it at 0600"
         )
-    if not ip_address(config.listen.host).is_loopback and not beyond:
+    if config.to_be_guarded and config.web_config_file is None:
         yield Problem(
             ("listen",),
             f'"{config.listen}" is not a loopback address, and whoever reaches /metrics can read it: '
-            "put a proxy with TLS in front, or set listen_beyond_loopback: true",
+            "ask for TLS and passwords with web_config_file, or set listen_beyond_loopback: true",
         )
 
 

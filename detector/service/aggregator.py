@@ -47,6 +47,7 @@ from detector.service.peer_view import PeerView
 from detector.service.reload import Reload
 from detector.service.roster import Exits, Member, Roster
 from detector.service.snapshot import About, Snapshot, samples
+from detector.service.web_config import WebConfig
 from detector.service.window import Counts, Window
 
 _log = get_logger()
@@ -67,7 +68,10 @@ class Aggregator:
         about: what does not change.
         roster: the peers by row.
         snapshot: what was published last.
+        server: what serves the pages, None before it does.
     """
+
+    server: web.Server | None = None
 
     def __init__(self, config: Config, maps: Mapping[str, int], channel: Channel, hook: str) -> None:
         self._config = config
@@ -135,10 +139,21 @@ class Aggregator:
         elif message["kind"] == "state":
             self._waiting, self._refused = message["waiting"], message["refused"]
             self._sensor_rss, self._sensor_holds = message["rss"], message.get("holds", {})
+        elif message["kind"] == "web":
+            self._let_in(message["config"])
         elif message["kind"] == "config":
             self._adopt(Config.from_json(message["config"]), Reload.of(message["reload"]))
         elif message["kind"] == "stop":
             raise Stopped
+
+    def _let_in(self, told: Mapping[str, Any]) -> None:
+        """Go on with another `web_config_file`, which the sensor has read."""
+        if self.server is None:
+            return
+        try:
+            self.server.access = _access(told)
+        except (OSError, ValueError) as error:
+            _log.error("web_config_file was not reloaded, what was there stands", reason=type(error).__name__)
 
     def _adopt(self, config: Config, reload: Reload) -> None:
         """Go on with another configuration; the sensor has seen to it that it differs in nothing fixed."""
@@ -325,16 +340,23 @@ def _watch(spec: dict[str, Any], config: Config) -> None:
         Closed: the sensor is gone.
     """
     channel = Channel(socket.socket(fileno=spec["channel"]), "sensor")
+    access = None if spec["web"] is None else _access(spec["web"])
     _rehearse(Aggregator(config, spec["maps"], channel, spec["hook"]))
     privileges.become(spec["user"])
     privileges.never_dump()
     privileges.die_with_parent()
     aggregator = Aggregator(config, spec["maps"], channel, spec["hook"])
     pages = _pages(aggregator)
-    web.serve(socket.socket(fileno=spec["listener"]), pages)
+    aggregator.server = web.serve(socket.socket(fileno=spec["listener"]), pages, access)
     if spec["inspect"] is not None:
         inspect.serve(socket.socket(fileno=spec["inspect"]), _answers(aggregator), Access(**spec["access"]))
     _loop(aggregator, channel)
+
+
+def _access(told: Mapping[str, Any]) -> web.Access:
+    from detector.service.web_access import WebAccess  # noqa: PLC0415  (5 MB that only this case needs)
+
+    return WebAccess(WebConfig.of(told))
 
 
 def _pages(aggregator: Aggregator) -> web.Pages:

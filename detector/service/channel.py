@@ -7,6 +7,7 @@ sensor -> aggregator
     {"kind": "state", "waiting": what for, or "", "refused": tunnel addresses without a slot, "rss": bytes,
      "holds": numbers of what the sensor has in memory}
     {"kind": "config", "config": the configuration to go on with, "reload": how reading it went}
+    {"kind": "web", "config": what `web_config_file` says from now on}
     {"kind": "stop"}
 aggregator -> sensor
     {"kind": "released", "slots": [slot, ...]}

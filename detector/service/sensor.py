@@ -36,6 +36,7 @@ from detector.service.mapping import read_mapping
 from detector.service.memory import resident_bytes
 from detector.service.reload import Hangup, Merged, Reload, merge, read_config
 from detector.service.watch import Told
+from detector.service.web_follow import WebFollower
 
 _log = get_logger()
 
@@ -67,7 +68,10 @@ class Sensor:
 
     Attributes:
         slots: what stands for whom; it stays in this process.
+        web: follows `web_config_file`, None where there is none.
     """
+
+    web: WebFollower | None = None
 
     def __init__(self, config: Config, maps: Mapping[str, int], channel: Channel) -> None:
         self._config = config
@@ -120,6 +124,7 @@ class Sensor:
         Raises:
             Closed: the aggregator is gone.
         """
+        self._follow_web()
         waiting = self._follow_rules() or ""
         waiting = self._follow_peers() or waiting
         self._channel.send(
@@ -141,6 +146,19 @@ class Sensor:
         for message in self._channel.receive(wait):
             if message["kind"] == "released":
                 self.slots.release(message["slots"])
+
+    def _follow_web(self) -> None:
+        try:
+            changed = self.web and self.web.changed()
+        except ExitprintError as error:
+            self._told.tell(
+                "web_config_file", "web_config_file is not accepted, what was there stands", error
+            )
+            return
+        self._told.clear("web_config_file")
+        if changed:
+            self._channel.send({"kind": "web", "config": changed})
+            _log.info("web_config_file read again")
 
     def _follow_rules(self) -> str | None:
         try:
@@ -265,6 +283,7 @@ def main(descriptor: int) -> int:
     hangup = Hangup()
     channel = Channel(socket.socket(fileno=spec.channel), "aggregator")
     sensor = Sensor(spec.config, spec.maps, channel)
+    sensor.web = WebFollower.of(spec.config, raw["web"])
     try:
         _loop(sensor, channel, hangup, spec.path)
     except _Stopped:

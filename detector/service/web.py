@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import socket
 import sys
@@ -12,6 +13,7 @@ from dataclasses import dataclass
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from types import SimpleNamespace
+from typing import TYPE_CHECKING, Protocol
 from urllib.parse import urlsplit
 
 from detector import __version__
@@ -22,10 +24,15 @@ from detector.service.exporter import Exposition
 from detector.service.page import runbooks
 from detector.service.page.render import POLICY
 
+if TYPE_CHECKING:
+    import ssl
+
 _log = get_logger()
 
 _TIMEOUT = 10  # seconds that a client may take to say something
 _MAX_CONNECTIONS = 128
+_LAST_WORDS = 1  # seconds for a client that was refused to hang up
+_LAST_READS, _CHUNK = 8, 1 << 14
 
 _HEADERS = {
     "Cache-Control": "no-store",
@@ -73,9 +80,25 @@ def listen(where: Listen) -> socket.socket:
         ) from error
 
 
-def serve(listener: socket.socket, pages: Pages) -> ThreadingHTTPServer:
-    """Answer in the background until the server is shut down."""
-    server = _Server(listener, pages)
+class Access(Protocol):
+    """Who may come in: `detector.service.web_access`, which only a service that asks for credentials imports.
+
+    Attributes:
+        context: how connections are secured, None for not at all.
+    """
+
+    context: ssl.SSLContext | None
+
+    def knows(self, connection: ssl.SSLSocket) -> bool:
+        """Whether a client's certificate is one to let in."""
+
+    def admits(self, authorization: str | None) -> bool:
+        """Whether a request's header has a user and the user's password, where one is asked for."""
+
+
+def serve(listener: socket.socket, pages: Pages, access: Access | None = None) -> Server:
+    """Answer in the background until the server is shut down; without `access` whoever asks."""
+    server = Server(listener, pages, access)
     threading.Thread(target=server.serve_forever, name="http", daemon=True).start()
     return server
 
@@ -86,17 +109,24 @@ def rehearse(pages: Pages) -> None:
         client, ours = socket.socketpair()
         with client, ours:
             client.sendall(f"GET {path} HTTP/1.0\r\nAccept: {accepted}\r\n\r\n".encode())
-            _Handler(ours, ("", 0), SimpleNamespace(pages=pages))  # type: ignore[arg-type]
+            _Handler(ours, ("", 0), SimpleNamespace(pages=pages, access=None), None)  # type: ignore[arg-type]
 
 
-class _Server(ThreadingHTTPServer):
+class Server(ThreadingHTTPServer):
+    """A thread for each connection.
+
+    Attributes:
+        access: who may come in; another one is good for all connections from then on.
+    """
+
     daemon_threads = True
 
-    def __init__(self, listener: socket.socket, pages: Pages) -> None:
-        super().__init__(listener.getsockname()[:2], _Handler, bind_and_activate=False)
+    def __init__(self, listener: socket.socket, pages: Pages, access: Access | None) -> None:
+        super().__init__(listener.getsockname()[:2], BaseHTTPRequestHandler, bind_and_activate=False)
         self.socket.close()
         self.socket = listener
         self.pages = pages
+        self.access = access
         self._places = threading.BoundedSemaphore(_MAX_CONNECTIONS)
 
     def process_request(self, request: object, client_address: object) -> None:
@@ -117,6 +147,26 @@ class _Server(ThreadingHTTPServer):
         finally:
             self._places.release()
 
+    def finish_request(self, request: object, client_address: object) -> None:
+        """Secure the connection, if it is to be, in its own thread: a client that is slow holds up nobody."""
+        access = self.access
+        if access is None or access.context is None:
+            _Handler(request, client_address, self, access)  # type: ignore[arg-type]
+            return
+        request.settimeout(_TIMEOUT)  # type: ignore[attr-defined]
+        with access.context.wrap_socket(
+            request,  # type: ignore[arg-type]
+            server_side=True,
+            do_handshake_on_connect=False,
+        ) as secured:
+            try:
+                secured.do_handshake()
+            except OSError:
+                _let_read(secured)
+                return
+            if access.knows(secured):
+                _Handler(secured, client_address, self, access)
+
     def handle_error(self, request: object, client_address: object) -> None:  # noqa: ARG002
         """A client that goes away in the middle is no news, and its address is nobody's business."""
         error = sys.exception()
@@ -124,14 +174,36 @@ class _Server(ThreadingHTTPServer):
             _log.error("a request failed", exc_info=error)
 
 
+def _let_read(connection: socket.socket) -> None:
+    """End a connection so that the client reads why: closed with its request unread, it would be reset."""
+    with contextlib.suppress(OSError):
+        connection.shutdown(socket.SHUT_WR)
+        connection.settimeout(_LAST_WORDS)
+        for _ in range(_LAST_READS):
+            if not connection.recv(_CHUNK):
+                return
+
+
 class _Handler(BaseHTTPRequestHandler):
-    server: _Server
+    server: Server
     timeout = _TIMEOUT
     server_version = f"exitprint/{__version__}"
     sys_version = ""
     protocol_version = "HTTP/1.1"
 
+    def __init__(
+        self, request: socket.socket, address: object, server: Server, access: Access | None
+    ) -> None:
+        self._access = access
+        super().__init__(request, address, server)
+
     def do_GET(self) -> None:
+        if self.server.access is not self._access:
+            self.close_connection = True  # made under other rules; the client connects again
+            return
+        if self._access and not self._access.admits(self.headers.get("Authorization")):
+            self._text(HTTPStatus.UNAUTHORIZED, "a user and a password are needed")
+            return
         pages = self.server.pages
         asked = urlsplit(self.path)
         match asked.path:
@@ -168,6 +240,8 @@ class _Handler(BaseHTTPRequestHandler):
         self.send_response(status)
         self.send_header("Content-Type", kind)
         self.send_header("Content-Length", str(len(body)))
+        if status is HTTPStatus.UNAUTHORIZED:
+            self.send_header("WWW-Authenticate", 'Basic realm="exitprint", charset="UTF-8"')
         for name, value in _HEADERS.items():
             self.send_header(name, value)
         self.end_headers()
