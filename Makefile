@@ -17,14 +17,14 @@ PYTHON := .venv/bin/python
 
 .DELETE_ON_ERROR:
 .SUFFIXES:
-.PHONY: help packages env vm-env stack-env web-env lab lab-stack test lint format generate bench lock clean
+.PHONY: help packages env vm-env stack-env web-env lab lab-stack test lint format transcript generate bench lock clean
 
 help:
 	@echo 'make lab [MAPPING=NAME] [ARGS=...]  a relay on this machine, and the verdict on it'
 	@echo 'make lab-stack [ARGS=--keep]         a relay that is broken and repaired, with the alerts on it'
 	@echo 'make test                           every check, with two stock Debian kernels in VMs'
 	@echo 'make bench                          what watching costs'
-	@echo 'make env | lint | format | generate | lock | clean'
+	@echo 'make env | lint | format | transcript | generate | lock | clean'
 
 packages:
 	@deploy/debian-packages $(PACKAGES)
@@ -67,6 +67,10 @@ lint: env
 format: env
 	@$(PYTHON) -m ruff format .
 	@$(PYTHON) -m ruff check --fix .
+
+# What the person on call sees and types, played on a relay of this machine.
+transcript: stack-env
+	@$(PYTHON) -m tests.oncall.transcript $(ARGS)
 
 # Pages that are made from code and kept beside it.
 generate: env

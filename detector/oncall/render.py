@@ -172,7 +172,7 @@ def _evidence(one: Answer) -> RenderableType:
         )
         table.add_row(label, said)
     table.add_row("evidence that it keeps its exit", _odds(one))
-    for name, said in one["predictors"].items():
+    for name, said in sorted(one["predictors"].items(), key=_names_another):
         table.add_row(Text(name), Text(f"{_predicted(said)}: {meaning(name)}"))
     return table
 
@@ -182,6 +182,12 @@ def _odds(one: Answer) -> str:
         return "too few votes"
     needed = "" if one["log10_e_needed"] is None else f", 10^{one['log10_e_needed']:.1f} would be proof"
     return f"10^{one['log10_e']:.1f} to 1{needed}"
+
+
+def _names_another(predictor: tuple[str, Answer]) -> tuple[bool, str]:
+    """Sorts predictors, those that name the peer's exit first."""
+    name, said = predictor
+    return not said.get("names_its_exit"), name
 
 
 def _predicted(said: Answer) -> str:
