@@ -10,7 +10,7 @@ from pathlib import Path
 from urllib.parse import quote
 
 from detector import __version__
-from detector.analysis.report import FamilyReport, Report, Verdict
+from detector.analysis.report import LEAKS, FamilyReport, Report, Verdict
 from detector.service.load import Load
 from detector.service.page import runbooks
 from detector.service.page.detector_state import state_section
@@ -155,14 +155,12 @@ def _next_steps(verdict: Verdict) -> Markup | None:
     book = runbooks.OF_VERDICT.get(verdict)
     if book is None:
         return None
-    return element(
-        "p",
-        "What to do: ",
-        element("a", f"runbook {book}", href=runbooks.address(book)),
-        "; on the relay, ",
-        element("code", "exitprint audit"),
-        " names the NAT rule at fault and what to write instead.",
-    )
+    link = element("a", f"runbook {book}", href=runbooks.address(book))
+    if verdict not in LEAKS:
+        return element("p", "What to do: ", link, ".")
+    audit = element("code", "exitprint audit")
+    mend = join("; on the relay, ", audit, " names the NAT rule at fault and what to write instead.")
+    return element("p", "What to do: ", link, mend)
 
 
 def _families(view: View) -> list[Markup]:
