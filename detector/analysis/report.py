@@ -34,6 +34,7 @@ LEAKS = VERDICTS[: VERDICTS.index(Verdict.SESSION_STICKY)]
 class Reason(StrEnum):
     """Why a verdict is `unknown`, for machines; `detector.analysis.why` has the words."""
 
+    NOT_WATCHED = "not_watched"
     COVERAGE = "coverage"
     NO_FLOWS = "no_flows"
     TOO_FEW_VOTES = "too_few_votes"

@@ -28,14 +28,17 @@ _FEWEST_PEERS = 5  # for "unlinkable", a word about the relay
 _FLOWS_FOR_ONE_EXIT = 10
 
 
-def judge(observations: Iterable[Observation], coverage_floor: float = COVERAGE_FLOOR) -> Report:
+def judge(
+    observations: Iterable[Observation], coverage_floor: float = COVERAGE_FLOOR, *, watching: bool = True
+) -> Report:
     """The report on a relay from one observation for each family.
 
     A family that carried flows and could not be judged outweighs a harmless verdict on the other one:
-    unknown is never safe. A family that carried nothing does not count.
+    unknown is never safe. A family that carried nothing does not count. While the relay is not watched, what
+    was counted before says nothing of now.
     """
     observed = list(observations)
-    families = {one.family: judge_family(one, coverage_floor) for one in observed}
+    families = {one.family: judge_family(one, coverage_floor, watching=watching) for one in observed}
     worst = min(families.values(), key=_rank, default=None)
     if worst is None:
         return Report(Verdict.UNKNOWN, None, 1.0, {}, "Nothing was observed.")
@@ -43,19 +46,24 @@ def judge(observations: Iterable[Observation], coverage_floor: float = COVERAGE_
     return Report(worst.verdict, worst.predictor, coverage, families, worst.why)
 
 
-def judge_family(observation: Observation, coverage_floor: float = COVERAGE_FLOOR) -> FamilyReport:
+def judge_family(
+    observation: Observation, coverage_floor: float = COVERAGE_FLOOR, *, watching: bool = True
+) -> FamilyReport:
     """The report on one family. Linear in the pairs; a pair may appear once only.
 
     Args:
         observation: the counts of one window.
         coverage_floor: below this share of flows counted, the verdict is `unknown`.
+        watching: whether flows are being counted; else the verdict is `unknown`.
     """
     evidence = weigh(observation)
     found = _findings(observation, evidence)
     coverage = _coverage([observation.loss])
     reasons: tuple[Reason, ...] = ()
     suspected: tuple[Verdict, ...] = ()
-    if coverage < coverage_floor:
+    if not watching:
+        found, suspected, reasons = (), found, (Reason.NOT_WATCHED,)
+    elif coverage < coverage_floor:
         found, suspected, reasons = (), found, (Reason.COVERAGE,)
     elif not found:
         reasons = _missing(evidence)

@@ -205,7 +205,7 @@ class Aggregator:
     def _judge(self, started: float, collected: float) -> None:
         counts = self._window.total()
         observed = self.observed(counts)
-        report = judge([one.observation for one in observed])
+        report = judge([one.observation for one in observed], watching=not self._waiting)
         judged = time.monotonic()
         self._publish(report, observed, counts, {"collect": collected - started, "judge": judged - collected})
 

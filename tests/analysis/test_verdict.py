@@ -112,6 +112,17 @@ def test_lost_flows_make_it_unknown() -> None:
             assert (Verdict.PREDICTABLE in report.suspected) == (mapping == "persistent")
 
 
+def test_what_is_not_watched_is_unknown() -> None:
+    """While nobody is watched no verdict is given, good or bad, and the reason says so."""
+    for mapping in ("persistent", "random"):
+        report = judge([simulated(mapping)], watching=False)
+        family = report.families[Family.IPV4]
+        assert report.verdict is Verdict.UNKNOWN
+        assert family.reasons == (Reason.NOT_WATCHED,)
+        assert (Verdict.PREDICTABLE in family.suspected) == (mapping == "persistent")
+        assert "waits for WireGuard" in report.why
+
+
 def test_unlinkable_needs_returns_to_a_destination() -> None:
     """Without a repeated destination nobody can say that a site does not see the same exit again."""
     report = judge_family(simulated("random", destinations=10**9))
