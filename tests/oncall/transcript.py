@@ -147,8 +147,7 @@ def _story(played: Scene, terminal: Terminal, factor: float) -> Iterator[str]:
     yield "## The mitigation\n\n"
     yield (
         "The runbook says: write what the audit wrote. Each of these two chains holds that one rule; where\n"
-        "there are others, `nft replace rule ... handle ...` changes one alone. `nft -c` tries the file first."
-        "\n\n"
+        "there are others, `nft replace rule ... handle ...` changes one. `nft -c` tries the file first.\n\n"
     )
     with terminal.watching() as lines:
         played.watch.wait("the watch", lambda: terminal.says("exitprint status"))
