@@ -26,7 +26,7 @@ from detector.kernel.loader import Loaded, load
 from detector.logs import get_logger
 from detector.service import inspect, privileges
 from detector.service.access import access_of
-from detector.service.web import listen
+from detector.service.listening import listen
 from detector.service.web_config import Mark
 
 _log = get_logger()

@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import socket
 import sys
 import threading
@@ -17,8 +16,6 @@ from typing import TYPE_CHECKING, Protocol
 from urllib.parse import urlsplit
 
 from detector import __version__
-from detector.config import Listen
-from detector.errors import HostError
 from detector.logs import get_logger
 from detector.service.exporter import Exposition
 from detector.service.page import runbooks
@@ -61,23 +58,6 @@ class Pages:
     healthy: Callable[[], State]
     ready: Callable[[], State]
     page: Callable[[bool], str]
-
-
-def listen(where: Listen) -> socket.socket:
-    """A listening socket.
-
-    Raises:
-        HostError: the address cannot be had.
-    """
-    family = socket.AF_INET6 if ":" in where.host else socket.AF_INET
-    try:
-        return socket.create_server((where.host, where.port), family=family, backlog=_MAX_CONNECTIONS)
-    except OSError as error:
-        number = error.errno or 0  # a resolver's are negative; the text of its own holds the address again
-        reason = (os.strerror(number) if number > 0 else error.strerror or str(error)).lower()
-        raise HostError(
-            f"cannot listen on {where}: {reason}", "choose another address with the key listen"
-        ) from error
 
 
 class Access(Protocol):

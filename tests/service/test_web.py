@@ -17,6 +17,7 @@ from detector.config import Config, Listen
 from detector.errors import HostError
 from detector.service import web
 from detector.service.exporter import Exposition
+from detector.service.listening import listen
 from detector.service.page import runbooks
 from detector.service.page.render import View, render
 from detector.service.snapshot import About, Snapshot, samples
@@ -37,7 +38,7 @@ class Answer:
 @contextmanager
 def served(where: Listen, *, good: bool = True) -> Iterator[tuple[str, int]]:
     """The pages of a service that has not made a report yet; yields host and port."""
-    listener = web.listen(where)
+    listener = listen(where)
     host, port = listener.getsockname()[:2]
     about = About(Config(relay="r"), "netfilter")
     pages = web.Pages(
@@ -233,4 +234,4 @@ def test_a_port_that_is_taken_is_an_error_that_names_the_key() -> None:
         where = Listen(port=taken.getsockname()[1])
         taken_words = f"cannot listen on {where}: address already in use; .*key listen"
         with pytest.raises(HostError, match=taken_words):
-            web.listen(where)
+            listen(where)

@@ -17,6 +17,7 @@ import pytest
 from detector.config import Config, Listen
 from detector.service import web
 from detector.service.exporter import Exposition
+from detector.service.listening import listen
 from detector.service.page.render import View, render
 from detector.service.snapshot import About, Snapshot, samples
 from detector.service.web_access import WebAccess
@@ -50,7 +51,7 @@ def served(access: WebAccess) -> Iterator[tuple[int, web.Server]]:
         lambda: (True, "watching"),
         lambda refreshing: render(View(Snapshot(), about, (True, ""), (True, ""), 0.0, refreshing)),
     )
-    listener = web.listen(Listen(port=0))
+    listener = listen(Listen(port=0))
     server = web.serve(listener, pages, access)
     yield listener.getsockname()[1], server
     server.shutdown()

@@ -19,6 +19,7 @@ from selenium.webdriver.common.keys import Keys
 from detector.config import Listen
 from detector.service import web
 from detector.service.exporter import Exposition
+from detector.service.listening import listen
 from detector.service.page.render import View, render
 from detector.service.snapshot import samples
 from tests.service.page.moments import MOMENTS
@@ -57,7 +58,7 @@ class Served:
 
     def __init__(self) -> None:
         self.view: View = MOMENTS["nothing_yet"]()
-        listener = web.listen(Listen(port=0))
+        listener = listen(Listen(port=0))
         self.url = f"http://127.0.0.1:{listener.getsockname()[1]}/"
         pages = web.Pages(
             Exposition(lambda: (self.view.now, self.view.about), samples),
