@@ -22,18 +22,13 @@ _BATCH = 32768
 _KEY = struct.Struct("<I")
 
 # A pair in the kernel. `owner` is slot + 1 with the family in the top bit; `tag` stands for the exit.
-_PAIR = np.dtype([("tag", "<u4"), ("owner", "<u4"), ("flows", "<u4"), ("votes", "<u2"), ("firsts", "<u2")])
+PAIR = np.dtype([("tag", "<u4"), ("owner", "<u4"), ("flows", "<u4"), ("votes", "<u2"), ("firsts", "<u2")])
+COUNTS = ("flows", "votes", "firsts")
+EXIT = np.dtype("V16")
 _OWNER_MASK, _FAMILY_SHIFT = np.uint32(0x7FFFFFFF), np.uint32(31)
 _EXIT_TAG = np.dtype([("family", "<u4"), ("tag", "<u4")])
-_EXIT_SIZE = 16
-PAIR = np.dtype([("tag", "<u4"), ("owner", "<u4"), ("flows", "<u4"), ("votes", "<u2"), ("firsts", "<u2")])
-_EXIT_TAG = np.dtype([("family", "<u4"), ("tag", "<u4")])
-_EXIT = np.dtype("V16")
-PAIR = np.dtype(
-    [("tag", "<u4"), ("owner", "<u4"), ("flows", "<u4"), ("votes", "<u2"), ("firsts", "<u2"), ("exit", "V16")]
-)
-PAIR = np.dtype([("slot", "<u4"), ("exit", "V16")])
-COUNTS = np.dtype([("flows", "<u4"), ("votes", "<u4"), ("firsts", "<u4")])
+_NEAR_BITS = 16
+_MANY = 8  # a table with more than every so many pairs in use is cleared whole
 SLOT = np.dtype(
     [
         ("destination_expected", "<u8"),
@@ -54,18 +49,25 @@ SLOT = np.dtype(
 
 @dataclass(frozen=True, slots=True)
 class Drained:
-    """What was counted since the last drain: n pairs.
+    """What was counted since the last drain: n pairs, m exits.
 
     Attributes:
-        pairs: shape (n,), `PAIR`.
-        counts: shape (n,), `COUNTS`.
+        slot: shape (n,), uint32.
+        exit: shape (n,), int32: index into `exits`.
+        exits: shape (m,), `EXIT`: those that were met, each as 16 bytes.
+        counts: shape (n, 3), uint32: `COUNTS`.
         unnamed: by family, flows that the kernel counted for an exit that the table of exits has no room
             for: they are lost.
     """
 
-    pairs: NDArray[np.void]
-    counts: NDArray[np.void]
+    slot: NDArray[np.uint32]
+    exit: NDArray[np.int32]
+    exits: NDArray[np.void]
+    counts: NDArray[np.uint32]
     unnamed: tuple[int, ...] = (0,) * len(FAMILIES)
+
+    def __len__(self) -> int:
+        return len(self.slot)
 
 
 class PairTables:
@@ -74,9 +76,9 @@ class PairTables:
     def __init__(self, maps: Mapping[str, int], sizes: Tables) -> None:
         self._current = maps["pairs"]
         self._written, self._idle = maps["pairs_a"], maps["pairs_b"]
-        self._bytes = pair_lines(sizes) * PAIRS_IN_LINE * _PAIR.itemsize
+        self._bytes = pair_lines(sizes) * PAIRS_IN_LINE * PAIR.itemsize
         self._named = maps["exits"]
-        self._tags, self._exits = np.empty(0, np.uint64), np.empty(0, PAIR["exit"])
+        self._names = _Names.none()
 
     def drain(self) -> Drained:
         """Swap the tables, then read and clear the one that was written.
@@ -89,55 +91,95 @@ class PairTables:
         # Mapped for this moment alone, so that the tables are not part of our resident memory.
         with mmap.mmap(self._idle, self._bytes) as memory:
             taken = _take(memory)
-        exits, named = self._exits_of(_tags(taken["owner"] >> _FAMILY_SHIFT, taken["tag"]))
-        kept = taken[named]
-        pairs, counts = np.empty(len(kept), PAIR), np.empty(len(kept), COUNTS)
-        pairs["slot"], pairs["exit"] = (kept["owner"] & _OWNER_MASK) - 1, exits[named]
-        for name in COUNTS.names or ():
-            counts[name] = kept[name]
-        lost = taken[~named]
-        unnamed = np.bincount(lost["owner"] >> _FAMILY_SHIFT, lost["flows"], len(FAMILIES))
-        return Drained(pairs, counts, tuple(map(int, unnamed)))
-
-    def _exits_of(self, tags: NDArray[np.uint64]) -> tuple[NDArray[np.void], NDArray[np.bool_]]:
-        """The exit that each tag stands for, and whether there is one: both of the tags' shape."""
-        at = np.searchsorted(self._tags, tags)
-        if not self._matches(at, tags).all():
-            self._tags, self._exits = _read_exits(self._named)
-            at = np.searchsorted(self._tags, tags)
-        named = self._matches(at, tags)
-        exits = np.zeros(len(tags), PAIR["exit"])
-        exits[named] = self._exits[at[named]]
-        return exits, named
-
-    def _matches(self, at: NDArray[np.intp], tags: NDArray[np.uint64]) -> NDArray[np.bool_]:
-        inside = at < len(self._tags)
-        matches = np.zeros(len(tags), np.bool_)
-        matches[inside] = self._tags[at[inside]] == tags[inside]
-        return matches
+        at = self._names.find(taken)
+        if (at < 0).any():
+            self._names = _Names.read(self._named)
+            at = self._names.find(taken)
+        unnamed = (0,) * len(FAMILIES)
+        if (at < 0).any():
+            lost = taken[at < 0]
+            flows = np.bincount(lost["owner"] >> _FAMILY_SHIFT, lost["flows"], len(FAMILIES))
+            unnamed = tuple(map(int, flows))
+            taken, at = taken[at >= 0], at[at >= 0]
+        return _drained(taken, at, self._names.exits, unnamed)
 
 
-def _tags(family: NDArray[np.uint32], tag: NDArray[np.uint32]) -> NDArray[np.uint64]:
-    """Family and tag as one word."""
-    return family.astype(np.uint64) << np.uint64(32) | tag
+def _drained(
+    taken: NDArray[np.void], at: NDArray[np.int32], exits: NDArray[np.void], unnamed: tuple[int, ...]
+) -> Drained:
+    """Pairs as columns, with the exits among them alone."""
+    met = np.flatnonzero(np.bincount(at, minlength=len(exits)))
+    new = np.zeros(len(exits), np.int32)
+    new[met] = np.arange(len(met), dtype=np.int32)
+    counts = np.empty((len(taken), len(COUNTS)), np.uint32)
+    for column, name in enumerate(COUNTS):
+        counts[:, column] = taken[name]
+    slot = (taken["owner"] & _OWNER_MASK) - np.uint32(1)
+    return Drained(slot, new[at], exits[met], counts, unnamed)
 
 
-def _read_exits(table: int) -> tuple[NDArray[np.uint64], NDArray[np.void]]:
-    """Every tag that has a name, in ascending order, and the exits that they stand for."""
-    found = list(bpf.batches(table, _EXIT_TAG.itemsize, _EXIT_SIZE, _BATCH, remove=False))
-    keys = np.frombuffer(b"".join(keys for keys, _ in found), _EXIT_TAG)
-    exits = np.frombuffer(b"".join(values for _, values in found), PAIR["exit"])
-    tags = _tags(keys["family"], keys["tag"])
-    order = np.argsort(tags, kind="stable")  # the vectorised default is wrong on some emulated processors
-    return tags[order], exits[order]
+@dataclass(frozen=True, slots=True)
+class _Names:
+    """What the tags of exits stand for.
+
+    Attributes:
+        tags: shape (m,), ascending: the family above the tag.
+        exits: shape (m,), `EXIT`.
+        near: by the lowest bits of a tag's hash, where in `tags` to look first: exits are few and pairs are
+            many, so nearly every look is one look.
+    """
+
+    tags: NDArray[np.uint64]
+    exits: NDArray[np.void]
+    near: NDArray[np.int32]
+
+    @classmethod
+    def none(cls) -> _Names:
+        """Nothing has a name."""
+        return cls(np.empty(0, np.uint64), np.empty(0, EXIT), np.empty(0, np.int32))
+
+    @classmethod
+    def read(cls, table: int) -> _Names:
+        """Every tag that has a name in the kernel's table."""
+        found = list(bpf.batches(table, _EXIT_TAG.itemsize, EXIT.itemsize, _BATCH, remove=False))
+        keys = np.frombuffer(b"".join(keys for keys, _ in found), _EXIT_TAG)
+        exits = np.frombuffer(b"".join(values for _, values in found), EXIT)
+        tags = keys["family"].astype(np.uint64) << np.uint64(32) | keys["tag"]
+        order = np.argsort(tags, kind="stable")
+        near = np.zeros(1 << _NEAR_BITS, np.int32)
+        near[_hash(keys["tag"][order])] = np.arange(len(order), dtype=np.int32)
+        return cls(tags[order], exits[order], near)
+
+    def find(self, pairs: NDArray[np.void]) -> NDArray[np.int32]:
+        """Where the exit of each of these `PAIR` is in `exits`, -1 where it has no name: shape (n,)."""
+        if not len(self.tags):
+            return np.full(len(pairs), -1, np.int32)
+        tag, family = pairs["tag"], pairs["owner"] >> _FAMILY_SHIFT
+        at = self.near[_hash(tag)]
+        found = self.tags.astype(np.uint32)[at] == tag
+        found &= (self.tags >> np.uint64(32)).astype(np.uint32)[at] == family
+        rest = np.flatnonzero(~found)
+        if len(rest):
+            wanted = family[rest].astype(np.uint64) << np.uint64(32) | tag[rest]
+            near = np.minimum(np.searchsorted(self.tags, wanted), len(self.tags) - 1)
+            at[rest] = np.where(self.tags[near] == wanted, near, -1)
+        return at
+
+
+def _hash(tags: NDArray[np.uint32]) -> NDArray[np.uint16]:
+    """The halves of a tag together, so that neighbouring addresses differ."""
+    return (tags ^ tags >> np.uint32(_NEAR_BITS)).astype(np.uint16)
 
 
 def _take(memory: mmap.mmap) -> NDArray[np.void]:
     """The pairs of a table, which is empty afterwards."""
-    table = np.frombuffer(memory, _PAIR)
+    table = np.frombuffer(memory, PAIR)
     found = np.flatnonzero(table["owner"])
     taken: NDArray[np.void] = table[found]
-    table[found] = np.zeros((), _PAIR)
+    if len(found) * _MANY > len(table):
+        table[:] = np.zeros((), PAIR)
+    else:
+        table[found] = np.zeros((), PAIR)
     return taken  # `table` is gone by then: the mapping cannot be closed while it is looked at
 
 

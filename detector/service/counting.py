@@ -14,7 +14,7 @@ from detector.kernel.drain import SLOT, Drained, PairTables, clear_slot, read_ou
 from detector.kernel.tables import FAMILIES, Outcome
 from detector.service.columns import Columns
 from detector.service.roster import NOBODY, Exits, Roster
-from detector.service.window import PAIR_COUNTS, TRIAL_COUNTS, Counts
+from detector.service.window import TRIAL_COUNTS, Counts
 
 SHAPE = (len(FAMILIES), len(Outcome))
 _EXIT_BITS = np.uint64(32)
@@ -48,9 +48,9 @@ class KernelCounts:
     def drain(self) -> Drained:
         """Empty the kernel's table of pairs; what comes back has not been attributed yet."""
         drained = self._tables.drain()
-        self.drained_rows += len(drained.pairs)
+        self.drained_rows += len(drained)
         self._unnamed += drained.unnamed
-        self._fullest = max(self._fullest, len(drained.pairs))
+        self._fullest = max(self._fullest, len(drained))
         return drained
 
     def take_fullest(self) -> int:
@@ -64,10 +64,11 @@ class KernelCounts:
         The sensor tells of a slot before the kernel counts for it, so after all messages are read each slot
         is known. Flows of one that is not are unattributed: they cost coverage, and do not just disappear.
         """
-        outcomes, strangers = self._outcome_growth(), _strangers(drained, roster)
+        rows = roster.rows_of(drained.slot)
+        outcomes, strangers = self._outcome_growth(), _strangers(drained, rows)
         outcomes[:, Outcome.COUNTED] -= strangers
         outcomes[:, Outcome.UNATTRIBUTED] += strangers
-        return Counts(_pairs(drained, roster, exits), self._trials(roster), outcomes)
+        return Counts(_pairs(drained, rows, exits), self._trials(roster), outcomes)
 
     def _trials(self, roster: Roster) -> Columns:
         # Every slot that was ever looked at: the roster may be empty or shorter for a moment, and what a slot
@@ -102,16 +103,20 @@ class KernelCounts:
                 self._slots[slot] = np.zeros((), SLOT)
 
 
-def _pairs(drained: Drained, roster: Roster, exits: Exits) -> Columns:
-    rows = roster.rows_of(drained.pairs["slot"])
+def _pairs(drained: Drained, rows: NDArray[np.int64], exits: Exits) -> Columns:
+    number = exits.numbers(drained.exits)
+    keys = rows.astype(np.uint64)
+    keys <<= _EXIT_BITS
+    keys |= number[drained.exit]
     known = rows != NOBODY
-    keys = rows[known].astype(np.uint64) << _EXIT_BITS | exits.numbers(drained.pairs["exit"][known])
-    return Columns.of(keys, drained.counts[known].view(np.uint32).reshape(-1, len(PAIR_COUNTS)))
+    if known.all():
+        return Columns.of(keys, drained.counts)
+    return Columns.of(keys[known], drained.counts[known])
 
 
-def _strangers(drained: Drained, roster: Roster) -> NDArray[np.int64]:
+def _strangers(drained: Drained, rows: NDArray[np.int64]) -> NDArray[np.int64]:
     """By family, flows that were counted for slots which stand for nobody."""
-    unknown = roster.rows_of(drained.pairs["slot"]) == NOBODY
-    flows = drained.counts["flows"][unknown]
-    is_ipv6 = [family_of(unpack(exit_.tobytes())) is Family.IPV6 for exit_ in drained.pairs["exit"][unknown]]
-    return np.bincount(np.array(is_ipv6, np.intp), flows, len(FAMILIES)).astype(np.int64)
+    unknown = np.flatnonzero(rows == NOBODY)
+    family = np.array([FAMILIES.index(family_of(unpack(one.tobytes()))) for one in drained.exits], np.intp)
+    flows = drained.counts[unknown, 0]
+    return np.bincount(family[drained.exit[unknown]], flows, len(FAMILIES)).astype(np.int64)

@@ -12,7 +12,7 @@ from ipaddress import ip_address
 import numpy as np
 
 from detector.family import Family, pack
-from detector.kernel.drain import COUNTS, PAIR, Drained
+from detector.kernel.drain import COUNTS, EXIT, Drained
 from detector.service.observing import PoolRanges
 from detector.service.roster import Member
 
@@ -20,7 +20,6 @@ _PEERS = 16  # in each family
 _VOTES = 12
 _EXITS = {Family.IPV4: "203.0.113.{}", Family.IPV6: "2001:db8::{}"}
 _POOL = 4
-_EXIT_BYTES = 16
 
 
 def pools() -> list[PoolRanges]:
@@ -47,12 +46,13 @@ def drained() -> Drained:
             share = _VOTES * (number == member.slot % _POOL) if member.slot % 2 else _VOTES // _POOL
             if share:
                 rows.append((member.slot, pack(ip_address(_exit(member.family, number))), share))
-    pairs, counts = np.zeros(len(rows), PAIR), np.zeros(len(rows), COUNTS)
-    pairs["slot"] = [slot for slot, _, _ in rows]
-    pairs["exit"] = np.frombuffer(b"".join(packed for _, packed, _ in rows), f"V{_EXIT_BYTES}")
-    for name in COUNTS.names or ():
-        counts[name] = [share for _, _, share in rows]
-    return Drained(pairs, counts)
+    exits = list(dict.fromkeys(packed for _, packed, _ in rows))
+    return Drained(
+        np.array([slot for slot, _, _ in rows], np.uint32),
+        np.array([exits.index(packed) for _, packed, _ in rows], np.int32),
+        np.frombuffer(b"".join(exits), EXIT),
+        np.array([[share] * len(COUNTS) for _, _, share in rows], np.uint32),
+    )
 
 
 def _exit(family: Family, number: int) -> str:

@@ -17,7 +17,6 @@ from numpy.typing import NDArray
 from detector.family import Address, Family, pack, unpack
 
 NOBODY = -1
-_MANY_CODES = 1 << 22
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,28 +49,8 @@ class Exits:
         return self._number.setdefault(packed, len(self._number))
 
     def numbers(self, packed: NDArray[np.void]) -> NDArray[np.uint64]:
-        """The numbers of many: shape (n,), 16 bytes each."""
-        words = np.ascontiguousarray(packed).view(np.uint64).reshape(-1, 2)
-        high, low = np.unique(words[:, 0], sorted=False), np.unique(words[:, 1], sorted=False)
-        high.sort()
-        low.sort()
-        if len(high) * len(low) > _MANY_CODES:
-            return self._numbers_of_many(words)
-        # There are few exits for many pairs: find each word among the few instead of sorting the many.
-        code = np.searchsorted(high, words[:, 0]) * len(low) + np.searchsorted(low, words[:, 1])
-        number_of = np.zeros(len(high) * len(low), np.uint64)
-        for one in np.unique(code, sorted=False):
-            pair = np.array([high[one // len(low)], low[one % len(low)]])
-            number_of[one] = self.number(pair.tobytes())
-        numbers: NDArray[np.uint64] = number_of[code]
-        return numbers
-
-    def _numbers_of_many(self, words: NDArray[np.uint64]) -> NDArray[np.uint64]:
-        """As `numbers`, where both halves differ so much that not every combination can be listed."""
-        different, code = np.unique(words, axis=0, return_inverse=True)
-        number_of = np.array([self.number(pair.tobytes()) for pair in different], np.uint64)
-        numbers: NDArray[np.uint64] = number_of[code]
-        return numbers
+        """The numbers of several: shape (n,), 16 bytes each."""
+        return np.array([self.number(one.tobytes()) for one in packed], np.uint64)
 
     def addresses(self) -> list[Address]:
         """Every exit that was met, by number."""
@@ -160,6 +139,9 @@ class Roster:
 
     def rows_of(self, slots: NDArray[np.integer]) -> NDArray[np.int64]:
         """The row of each slot, `NOBODY` where there is none."""
+        if len(slots) and int(slots.max()) < len(self._row_of_slot):
+            rows: NDArray[np.int64] = self._row_of_slot[slots]
+            return rows
         known = slots < len(self._row_of_slot)
         return np.where(known, self._row_of_slot[np.where(known, slots, 0)], NOBODY)
 

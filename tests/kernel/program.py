@@ -106,11 +106,11 @@ class Program:
         drained = self.pairs.drain()
         self.unnamed += sum(drained.unnamed)
         counted = Counted(Counter(), Counter(), Counter())
-        for pair, counts in zip(drained.pairs, drained.counts, strict=True):
-            key = int(pair["slot"]), unpack(bytes(pair["exit"]))
-            for counter, name in zip(counted, counted._fields, strict=True):
-                if counts[name]:
-                    counter[key] += int(counts[name])
+        exits = [unpack(bytes(exit_)) for exit_ in drained.exits]
+        for slot, exit_, counts in zip(drained.slot, drained.exit, drained.counts, strict=True):
+            for counter, number in zip(counted, counts, strict=True):
+                if number:
+                    counter[int(slot), exits[exit_]] += int(number)
         return counted
 
     def outcomes(self) -> Counter[tuple[Family, Outcome]]:
