@@ -7,7 +7,7 @@ from detector.analysis.predictors import meaning
 from detector.analysis.report import FamilyReport, Reason, Verdict
 
 _MISSING = {
-    Reason.NOT_WATCHED: "the service waits for WireGuard or cannot read the rules, so nobody is watched now",
+    Reason.NOT_WATCHED: "the service waits for WireGuard, so nobody is watched now",
     Reason.COVERAGE: "too many flows were lost or belong to no known peer",
     Reason.NO_FLOWS: "no translated flow of a peer was seen",
     Reason.TOO_FEW_VOTES: "no peer reached three flows that are new in both destination and source port",

@@ -82,7 +82,7 @@ class Aggregator:
         self._exclusive: frozenset[Family] = frozenset()
         self._epoch, self._epoch_since = 0, time.time()
         self._not_understood = self._refused = self._sensor_rss = 0
-        self._waiting = ""
+        self._waiting, self._watching = "", True
         self._reload = Reload(at=time.time())
         self._sensor_holds: Mapping[str, int] = {}
         self._counts = KernelCounts(maps, config.tables)
@@ -138,6 +138,7 @@ class Aggregator:
             self._retire(message["retired"])
         elif message["kind"] == "state":
             self._waiting, self._refused = message["waiting"], message["refused"]
+            self._watching = message["watching"]
             self._sensor_rss, self._sensor_holds = message["rss"], message.get("holds", {})
         elif message["kind"] == "web":
             self._let_in(message["config"])
@@ -205,7 +206,7 @@ class Aggregator:
     def _judge(self, started: float, collected: float) -> None:
         counts = self._window.total()
         observed = self.observed(counts)
-        report = judge([one.observation for one in observed], watching=not self._waiting)
+        report = judge([one.observation for one in observed], watching=self._watching)
         judged = time.monotonic()
         self._publish(report, observed, counts, {"collect": collected - started, "judge": judged - collected})
 

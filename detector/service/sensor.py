@@ -125,12 +125,12 @@ class Sensor:
             Closed: the aggregator is gone.
         """
         self._follow_web()
-        waiting = self._follow_rules() or ""
-        waiting = self._follow_peers() or waiting
+        rules, peers = self._follow_rules() or "", self._follow_peers() or ""
         self._channel.send(
             {
                 "kind": "state",
-                "waiting": waiting,
+                "waiting": peers or rules,
+                "watching": not peers,
                 "refused": self._refused,
                 "rss": resident_bytes(),
                 "holds": self.slots.held(),
