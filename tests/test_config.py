@@ -124,6 +124,11 @@ def test_children_import_no_validator() -> None:
         ("listen: 0.0.0.0:9973", '1: listen: "0.0.0.0:9973" is not a loopback address'),
         ("tables: {ports: 1000}", "1: tables.ports: 1000 is not a power of two from 16"),
         ("tables: 5", "1: tables: 5 is not a group of"),
+        ("inspect_mode: '0666'", '1: inspect_mode: "0666" is not "0600" for the owner alone, or "0660"'),
+        ("inspect_mode: 0777", "1: inspect_mode: 511 is not"),
+        ("inspect_mode: 660\ninspect_group: adm", "1: inspect_mode: 660 is not"),
+        ("inspect_mode: '0660'", "1: inspect_mode: 0660 is for a group: name it with inspect_group"),
+        ("inspect_owner: 0", "1: inspect_owner: 0 is not the name of a user"),
         ("interval: 30s\nwindow: 20s\nsession_gap: 5s", "1: interval: interval (30s) is not shorter"),
         ("window: 1m", "1: window: session_gap (600s) is not shorter than window (60s)"),
         ("relay: a\nrelay: b", "1: relay: the key is there again in line 2"),
@@ -147,6 +152,20 @@ def test_one_line_names_the_problem(tmp_path: Path, text: str | bytes, expected:
     (line,) = problems(tmp_path, text)
     assert line.startswith(expected)
     assert "\n" not in line
+
+
+@pytest.mark.parametrize(
+    ("text", "mode"),
+    [
+        ("", 0o600),
+        ("inspect_group: adm", 0o660),
+        ("inspect_group: adm\ninspect_mode: 0600", 0o600),
+        ("inspect_group: adm\ninspect_mode: '660'", 0o660),
+    ],
+)
+def test_the_mode_of_the_socket(tmp_path: Path, text: str, mode: int) -> None:
+    """Its owner's alone, its group's if there is one, or what is written, with quotes or without."""
+    assert load(tmp_path, text).socket_mode == mode
 
 
 def test_every_problem_is_named_at_once(tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ from types import FrameType
 from typing import Any
 
 from detector.config import Config
-from detector.errors import UsageError
+from detector.errors import EXIT_USAGE, UsageError
 
 LIVE = (
     "relay",
@@ -101,8 +101,13 @@ def read_config(path: Path) -> Config:
     except (OSError, subprocess.TimeoutExpired) as error:
         reason = f"{path}: cannot be validated: {type(error).__name__}"
         raise UsageError(reason, "send SIGHUP again") from None
+    if done.returncode not in (0, EXIT_USAGE):  # what it says then is not for people
+        reason = f"{path}: the validator does not run: it ended with {done.returncode}"
+        raise UsageError(
+            reason, "user 0 without further capabilities must be able to read the code, or restart"
+        )
     if done.returncode:
-        said = done.stderr.strip()[:_LONGEST] or f"{path}: the validator ended with {done.returncode}"
+        said = done.stderr.strip()[:_LONGEST]
         raise UsageError(said, f"mend it, try `exitprint check-config {path}`, then send SIGHUP again")
     return Config.from_json(done.stdout)
 

@@ -204,3 +204,16 @@ def test_arguments_and_errors_of_an_answer_arrive(tmp_path: Path) -> None:
         with pytest.raises(UsageError, match="the service refuses: no tea; ask for more"):
             inspect.ask(where, "refuse", what="tea")
         listener.shutdown(socket.SHUT_RDWR)
+
+
+def test_a_silent_client_is_let_go(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever does not ask in time finds the connection closed, also if a part of a line has come."""
+    monkeypatch.setattr(inspect, "_TIMEOUT", 0.05)
+    where = tmp_path / "inspect.sock"
+    with inspect.listen(where) as listener, socket.socket(socket.AF_UNIX) as client:
+        inspect.serve(listener, ANSWERS)
+        client.settimeout(30)
+        client.connect(str(where))
+        client.sendall(b'{"request"')
+        assert client.recv(100) == b""
+        listener.shutdown(socket.SHUT_RDWR)

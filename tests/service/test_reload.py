@@ -72,6 +72,15 @@ def test_a_wrong_file_says_what_is_wrong(tmp_path: Path, text: str | None) -> No
     assert "send SIGHUP again" in caught.value.hint
 
 
+def test_a_validator_that_does_not_run_is_no_wrong_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What an interpreter says that cannot find the code is not repeated."""
+    monkeypatch.setattr(sys, "executable", "/usr/bin/false")
+    with pytest.raises(UsageError, match="the validator does not run: it ended with 1"):
+        read_config(tmp_path / "exitprint.yml")
+
+
 def test_a_reload_goes_over_the_channel() -> None:
     """What the sensor says of a reload is what the aggregator understands."""
     told = Reload(good=False, at=12.5, restart=("hook",))
