@@ -5,7 +5,7 @@ sensor -> aggregator
     {"kind": "peers", "added": [[slot, family, wide, pseudonym, predictions], ...], "retired": [slot, ...]}
     {"kind": "rules", "epoch": n, "pools": [...], "not_understood": n, ..., "added": every slot, as above}
     {"kind": "state", "waiting": what for, or "", "watching": whether there are peers to watch,
-     "refused": tunnel addresses without a slot, "rss": bytes, "holds": numbers of what the sensor has in memory}
+     "refused": tunnel addresses without a slot, "rss": bytes, "holds": what the sensor has in memory}
     {"kind": "config", "config": the configuration to go on with, "reload": how reading it went}
     {"kind": "web", "config": what `web_config_file` says from now on}
     {"kind": "stop"}
