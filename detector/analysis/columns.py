@@ -86,17 +86,16 @@ class Columns:
 def columns_of(observation: Observation) -> Columns:
     """The columns of an observation; linear in its pairs."""
     peers, exits = observation.peers, len(observation.exits)
-    carried = np.flatnonzero(observation.flows)
+    carried = _rows(np.asarray(observation.flows) > 0)
     peer = np.asarray(observation.peer)[carried].astype(np.intp)
     present = int(np.count_nonzero(np.bincount(peer, minlength=peers)))
     exit_ = np.asarray(observation.exit)[carried].astype(np.intp)
     occupants = np.bincount(exit_, minlength=exits).astype(np.float64)
     narrow = np.ones(peers, bool) if observation.wide is None else ~observation.wide
-    if not narrow.all():
-        kept = np.flatnonzero(narrow[peer])
-        carried, peer, exit_ = carried[kept], peer[kept], exit_[kept]
+    kept = _rows(narrow[peer])
+    peer, exit_ = peer[kept], exit_[kept]
     flows, votes, firsts = (
-        np.asarray(column)[carried].astype(np.float64)
+        np.asarray(column)[carried][kept].astype(np.float64)
         for column in (observation.flows, observation.votes, observation.firsts)
     )
     pool = observation.pool.astype(np.intp)
@@ -128,6 +127,11 @@ def columns_of(observation: Observation) -> Columns:
         group_votes=group_votes,
         group_flows=sums(cell, flows, peers * groups).reshape(peers, groups),
     )
+
+
+def _rows(mask: Mask) -> Index | slice:
+    """The rows under a mask, as a slice where that is all of them: taking it copies nothing."""
+    return slice(None) if mask.all() else np.flatnonzero(mask)
 
 
 def _groups(pool: Index, pool_sizes: tuple[int, ...], occupants: Floats) -> tuple[Index, Floats]:

@@ -11,7 +11,7 @@ from detector.analysis.numerics import Floats, log_rising, sums
 
 CONCENTRATION = 0.1  # a: a peer that is pinned has nearly all of its votes on few exits
 FALSE_DISCOVERIES = 0.01
-_CHUNK = 1 << 18  # pairs at a time, at least: bounds the memory
+_CHUNK = 1 << 18  # pairs (or peers) at a time, at least: bounds the memory
 _BETTER = np.array([0.1, 0.25, 0.5, 0.8, 0.99])  # shares of trials that may be more than chance
 
 
@@ -81,6 +81,14 @@ def trial_evidence(tried: Floats, true: Floats, chance: Floats) -> Floats:
 
     A mixture of likelihood ratios against alternatives above the chance, hence an e-value.
     """
+    log_e = np.empty(len(tried))
+    for begin in range(0, len(tried), _CHUNK):
+        rows = slice(begin, begin + _CHUNK)
+        log_e[rows] = _trial_evidence(tried[rows], true[rows], chance[rows])
+    return log_e
+
+
+def _trial_evidence(tried: Floats, true: Floats, chance: Floats) -> Floats:
     usable = (tried > 0) & (chance < 1 - 1e-9)
     base = np.where(usable, np.maximum(chance, 1e-30), 0.5)[:, None]
     better = base + (1 - base) * _BETTER
