@@ -11,7 +11,7 @@ import click
 from rich.console import Console
 from rich.table import Table
 
-from tests.bench import cost
+from tests.bench import cost, scale
 from tests.bench.relay import bench_relay
 
 
@@ -38,6 +38,7 @@ def main(rounds: int, flows: int) -> None:
             "program": cost.program_time(relay, 3, flows, status.update),
             "memory": cost.memory(relay, flows, status.update),
             "refresh": cost.refresh(relay, 10_000, status.update),
+            "scale": scale.rows(status.update),
         }
     table = Table("figure", "value", box=None)
     for row in _rows(results):
