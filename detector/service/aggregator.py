@@ -281,6 +281,7 @@ class Aggregator:
         self.roster.add(rehearsal.members())
         self._take(rehearsal.drained())
         started = time.monotonic()
+        self._before.remember(self.observed(), self.roster, self._pools, 0, started + self._config.window)
         self._judge(started, started)
 
     def healthy(self) -> web.State:
