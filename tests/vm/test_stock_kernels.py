@@ -11,12 +11,14 @@ from typing import Any
 
 import pytest
 
-from tests.vm import kernels, machine
+from detector.lab.mappings import MAPPINGS
+from tests.vm import inside, kernels, machine
 from tests.vm.kernels import STOCK_KERNELS, StockKernel
 from tests.vm.mirror import Unavailable
 
 pytestmark = pytest.mark.vm
 
+HOOKS = {"6.1": "kprobe", "6.12": "netfilter"}
 LIMIT = 600.0  # seconds for one boot and everything inside it
 
 
@@ -74,13 +76,8 @@ def test_boots_the_kernel_that_was_asked_for(facts: Facts) -> None:
 
 
 def test_has_wireguard_in_the_kernel(facts: Facts) -> None:
-    """A WireGuard link is made by the kernel itself."""
-    assert (facts["wireguard"]["status"], facts["wireguard"]["stderr"]) == (0, "")
-
-
-def test_loads_a_source_nat_rule(facts: Facts) -> None:
-    """A persistent source NAT rule over a pool loads."""
-    assert (facts["nftables"]["status"], facts["nftables"]["stderr"]) == (0, "")
+    """The lab's peers and its relay use the kernel's own WireGuard."""
+    assert facts["wireguard"]["implementation"] == "kernel"
 
 
 def test_describes_its_own_types(facts: Facts) -> None:
@@ -88,14 +85,39 @@ def test_describes_its_own_types(facts: Facts) -> None:
     assert facts["btf"]["bytes"]["vmlinux"] > 1_000_000
 
 
-def test_sees_the_bpf_compiler(facts: Facts) -> None:
-    """The environment's `bcc` is the compiler collection and imports inside the VM."""
-    assert facts["bcc"]["module"] == "bcc"
+def test_the_best_hook_is_chosen_by_trying(facts: Facts) -> None:
+    """6.1 refuses the netfilter program, and says so, and gets the kprobe; 6.12 takes the netfilter one."""
+    told = facts["hook"]
+    assert told["hook"] == HOOKS[facts.kernel.line]
+    if told["hook"] == "netfilter":
+        assert told["refused"] == {}
+    else:
+        assert "invalid argument" in told["refused"]["netfilter"].lower()
 
 
-def test_peers_are_read_from_the_kernels_wireguard(facts: Facts) -> None:
-    """The tests of the netlink reader, which a kernel without WireGuard skips, all run here and pass."""
-    told = facts["peers"]
-    assert told["status"] == 0, told["stdout"]
-    assert "passed" in told["stdout"]
-    assert "skipped" not in told["stdout"]
+@pytest.mark.parametrize("mapping", inside.MAPPINGS)
+def test_a_mapping_gets_its_verdict(facts: Facts, mapping: str) -> None:
+    """The service counts every flow and calls the relay what the mapping deserves."""
+    told = facts[mapping]
+    assert (told["tried"], told["unanswered"]) == (inside.FLOWS, 0)
+    expected = MAPPINGS[mapping].verdict, MAPPINGS[mapping].predictor
+    assert (told["verdict"], told["predictor"]) == expected, told["why"]
+    assert told["flows"] == dict.fromkeys(("ipv4", "ipv6"), inside.FLOWS // 2)
+    assert told["coverage"] == 1.0
+
+
+def test_nothing_stays_of_a_service_that_is_killed(facts: Facts) -> None:
+    """No program, map or link, and no probe in the kernel or in its list of events."""
+    told = facts["killed"]
+    by_kprobe = HOOKS[facts.kernel.line] == "kprobe"
+    assert set(told["objects"]) == {"map", "prog"} | (set() if by_kprobe else {"link"})
+    assert any("__nf_conntrack_confirm" in line for line in told["during"]) == by_kprobe
+    assert told["after"] == []
+
+
+def test_the_kprobe_counts_what_conntrack_lists(facts: Facts) -> None:
+    """The tests of the kernel program and of the netlink reader all run here, none is skipped, all pass."""
+    told = facts["tests"]
+    assert {name: outcome for name, outcome in told["outcomes"].items() if outcome != "passed"} == {}
+    assert {name.partition("::")[0] for name in told["outcomes"]} == set(inside.TESTS)
+    assert told["status"] == 0
