@@ -11,7 +11,7 @@ from detector.analysis.report import VERDICTS, Verdict
 from detector.errors import UsageError
 from detector.family import Family
 from detector.service.inspect import Answer, Arguments
-from detector.service.peer_view import SORTS, choose, explain
+from detector.service.peer_view import SORTS, PeerView, Ranking, explain, rank, summaries
 from detector.service.snapshot import About, Snapshot, status
 
 _USUAL_LIMIT = 20
@@ -26,28 +26,50 @@ def answers(snapshot: Callable[[], Snapshot], about: Callable[[], About]) -> dic
         snapshot: what was published last.
         about: what else is to be told of the service.
     """
+    rankings = _Rankings()
     return {
         "status": lambda _: status(snapshot(), about()),
-        "peers": lambda arguments: _peers(snapshot(), about(), arguments),
+        "peers": lambda arguments: _peers(snapshot(), about(), arguments, rankings),
         "explain": lambda arguments: _explain(snapshot(), about(), arguments),
         "holds": lambda _: _holds(snapshot(), about()),
     }
 
 
-def _peers(now: Snapshot, about: About, arguments: Arguments) -> dict[str, Any]:
+class _Rankings:
+    """The rankings of one snapshot: who asks again and again costs the cycle nothing."""
+
+    def __init__(self) -> None:
+        self._of = -1
+        self._known: dict[tuple[str | None, ...], Ranking] = {}
+
+    def get(self, now: Snapshot, family: str | None, verdict: str | None, sort: str) -> Ranking:
+        """Made at the first question; the snapshot itself is not kept."""
+        if self._of != now.cycles:
+            self._of, self._known = now.cycles, {}
+        key = family, verdict, sort
+        if key not in self._known:
+            wanted = None if verdict is None else Verdict(verdict)
+            self._known[key] = rank(_views(now, family), sort, wanted, _LARGEST_LIMIT)
+        return self._known[key]
+
+
+def _views(now: Snapshot, family: str | None) -> list[PeerView]:
+    return [view for view in now.peers if family in (None, view.observation.family)]
+
+
+def _peers(now: Snapshot, about: About, arguments: Arguments, rankings: _Rankings) -> dict[str, Any]:
     family = _one_of(arguments, "family", tuple(Family), None)
     verdict = _one_of(arguments, "verdict", VERDICTS, None)
     sort = _one_of(arguments, "sort", SORTS, SORTS[0]) or SORTS[0]
     limit = arguments.get("limit", _USUAL_LIMIT)
     if type(limit) is not int or not 1 <= limit <= _LARGEST_LIMIT:
         raise UsageError("limit is no number from 1 to 1000", "ask for fewer, and filter")
-    views = [view for view in now.peers if family in (None, view.observation.family)]
-    chosen = choose(views, sort, None if verdict is None else Verdict(verdict), limit)
+    ranking = rankings.get(now, family, verdict, sort)
     return _head(now, about) | {
         "sort": sort,
-        "peers_with_flows": chosen.seen,
-        "matching": chosen.matching,
-        "peers": chosen.peers,
+        "peers_with_flows": ranking.seen,
+        "matching": ranking.matching,
+        "peers": summaries(_views(now, family), ranking, limit),
     }
 
 

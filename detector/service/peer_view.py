@@ -8,7 +8,7 @@ keeps nobody waiting. No peer key, tunnel address or destination is in it.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,7 +20,6 @@ from detector.analysis.numerics import Floats
 from detector.analysis.observation import Observation, Trials
 from detector.analysis.report import VERDICTS, FamilyReport, PeerColumns, Verdict
 from detector.service.observing import Observed
-from detector.service.roster import NOBODY
 
 _VERDICT_STEP = 1e9  # so that evidence never outweighs a verdict
 _MOST_EVIDENCE = 1e6
@@ -43,7 +42,8 @@ class PeerView:
     """One family; P peers.
 
     Attributes:
-        observed: what the analysis was told, and which rows of the roster the peers are.
+        observed: what the analysis was told, the pairs in ascending order of their peers as `observe` makes
+            them, and which rows of the roster the peers are.
         report: what it said.
         columns: what it said of each peer.
         names: pseudonyms by row of the roster.
@@ -65,6 +65,11 @@ class PeerView:
         """A peer's pseudonym."""
         return str(self.names[self.observed.rows[peer]].decode())
 
+    def pairs(self, peer: int) -> slice:
+        """Where a peer's pairs are."""
+        first, end = np.searchsorted(self.observation.peer, np.array([peer, peer + 1], np.uint32))
+        return slice(int(first), int(end))
+
     def find(self, pseudonym: str) -> list[int]:
         """The peers with a pseudonym: one for each tunnel address that it has or had."""
         try:
@@ -78,21 +83,21 @@ class PeerView:
 
 
 @dataclass(frozen=True, slots=True)
-class Chosen:
-    """The peers that were asked for.
+class Ranking:
+    """The peers that match, in an order; small, so that it can be kept.
 
     Attributes:
         seen: peers with flows in the window.
         matching: those of them that match.
-        peers: the first of these, as objects for JSON.
+        first: shape (n, 2), the first of these: the view's place among the views, and the peer in it.
     """
 
     seen: int
     matching: int
-    peers: list[dict[str, Any]]
+    first: NDArray[np.int64]
 
 
-def choose(views: Sequence[PeerView], sort: str, verdict: Verdict | None, limit: int) -> Chosen:
+def rank(views: Sequence[PeerView], sort: str, verdict: Verdict | None, limit: int) -> Ranking:
     """The first peers in an order, of those with flows in the window.
 
     Args:
@@ -101,7 +106,7 @@ def choose(views: Sequence[PeerView], sort: str, verdict: Verdict | None, limit:
         verdict: only peers with this one.
         limit: how many at most.
     """
-    keys, places = [], []
+    keys, places = [np.empty(0)], [np.empty((0, 2), np.int64)]
     seen = 0
     for number, view in enumerate(views):
         active = view.columns.flows > 0
@@ -111,14 +116,8 @@ def choose(views: Sequence[PeerView], sort: str, verdict: Verdict | None, limit:
         peers = np.flatnonzero(active)
         keys.append(np.asarray(_ORDERS[sort](view.columns), np.float64)[peers])
         places.append(np.stack([np.full(len(peers), number), peers], axis=1))
-    key = np.concatenate([np.empty(0), *keys])
-    place = np.concatenate([np.empty((0, 2), np.int64), *places])
-    first = _first(key, limit)
-    rows: dict[tuple[int, int], dict[str, Any]] = {}
-    for number, view in enumerate(views):
-        mine = place[first[place[first, 0] == number], 1]
-        rows |= {(number, int(peer)): row for peer, row in zip(mine, _summaries(view, mine), strict=True)}
-    return Chosen(seen, len(key), [rows[int(number), int(peer)] for number, peer in place[first]])
+    key = np.concatenate(keys)
+    return Ranking(seen, len(key), np.concatenate(places)[_first(key, limit)])
 
 
 def _first(key: Floats, limit: int) -> NDArray[np.intp]:
@@ -128,21 +127,16 @@ def _first(key: Floats, limit: int) -> NDArray[np.intp]:
     return order
 
 
-def _summaries(view: PeerView, peers: NDArray[np.int64]) -> Iterator[dict[str, Any]]:
-    shares = _busiest_shares(view, peers)
-    return (_summary(view, int(peer), float(share)) for peer, share in zip(peers, shares, strict=True))
+def summaries(views: Sequence[PeerView], ranking: Ranking, limit: int) -> list[dict[str, Any]]:
+    """The first of a ranking of these views, as objects for JSON."""
+    found = [(views[number], int(peer)) for number, peer in ranking.first[:limit]]
+    return [_summary(view, peer, _busiest_share(view, peer)) for view, peer in found]
 
 
-def _busiest_shares(view: PeerView, peers: NDArray[np.int64]) -> Floats:
-    """Share of the peers' flows that their busiest exit has."""
-    one, columns = view.observation, view.columns
-    place = np.full(one.peers, NOBODY)
-    place[peers] = np.arange(len(peers))
-    rows = np.flatnonzero(place[one.peer] != NOBODY)
-    rows = rows[one.exit[rows] == columns.exit[one.peer[rows]]]
-    shares = np.zeros(len(peers))
-    shares[place[one.peer[rows]]] = one.flows[rows]
-    return shares / np.maximum(columns.flows[peers], 1)
+def _busiest_share(view: PeerView, peer: int) -> float:
+    """Share of the peer's flows that its busiest exit has."""
+    flows = view.observation.flows[view.pairs(peer)]
+    return float(flows.max() / flows.sum()) if len(flows) else 0.0
 
 
 def _summary(view: PeerView, peer: int, share: float) -> dict[str, Any]:
@@ -171,13 +165,11 @@ def explain(views: Sequence[PeerView], pseudonym: str) -> list[dict[str, Any]]:
 
 def _whole(view: PeerView, peer: int) -> dict[str, Any]:
     one = view.observation
-    exits = _exits(view, peer)
-    share = exits[0]["flows"] / sum(one["flows"] for one in exits) if exits else 0.0
-    return _summary(view, peer, share) | {
+    return _summary(view, peer, _busiest_share(view, peer)) | {
         "wide": bool(one.wide[peer]) if one.wide is not None else False,
         "log10_e_needed": _needed(view),
         "pool_size": view.report.pool_size,
-        "exits": exits,
+        "exits": _exits(view, peer),
         "contrasts": {
             "any": {"observed": _number(view.columns.consistency[peer]), **_chance(view.report, "any")},
             "same_destination": _contrast(view, "same_destination", one.same_destination, peer),
@@ -198,7 +190,7 @@ def _needed(view: PeerView) -> float | None:
 
 def _exits(view: PeerView, peer: int) -> list[dict[str, Any]]:
     one = view.observation
-    rows = np.flatnonzero(one.peer == peer)
+    rows = np.arange(len(one.peer))[view.pairs(peer)]
     rows = rows[np.argsort(-one.flows[rows].astype(np.int64), kind="stable")]
     return [
         {

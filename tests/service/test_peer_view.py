@@ -4,6 +4,8 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -13,7 +15,7 @@ from detector.analysis.report import VERDICTS, Verdict
 from detector.config import Config
 from detector.errors import UsageError
 from detector.service.answers import answers
-from detector.service.peer_view import SORTS, PeerView, choose, explain
+from detector.service.peer_view import SORTS, PeerView, explain, rank, summaries
 from detector.service.snapshot import About, Snapshot
 from tests.bench.oncall import snapshot_of
 
@@ -26,6 +28,13 @@ def snapshot() -> Snapshot:
     return snapshot_of(PEERS, votes=8)
 
 
+def listed(
+    views: Sequence[PeerView], sort: str, limit: int = 1000, verdict: Verdict | None = None
+) -> list[dict[str, Any]]:
+    """The peers in an order."""
+    return summaries(views, rank(views, sort, verdict, limit), limit)
+
+
 def flows_of(view: PeerView, peer: int) -> Counter[str]:
     """Flows by exit, read pair by pair."""
     one = view.observation
@@ -36,7 +45,7 @@ def flows_of(view: PeerView, peer: int) -> Counter[str]:
 def test_every_peer_has_its_own_numbers(snapshot: Snapshot) -> None:
     """Flows, busiest exit, its share and the verdict of each peer are those of its pairs."""
     for view in snapshot.peers:
-        rows = {row["pseudonym"]: row for row in choose([view], "risk", None, 1000).peers}
+        rows = {row["pseudonym"]: row for row in listed([view], "risk")}
         assert len(rows) == PEERS
         for peer in range(PEERS):
             row, flows = rows[view.name(peer)], flows_of(view, peer)
@@ -51,17 +60,17 @@ def test_every_peer_has_its_own_numbers(snapshot: Snapshot) -> None:
 def test_a_limit_takes_the_first_of_all(snapshot: Snapshot, sort: str, limit: int) -> None:
     """The first few are the first of the whole order, in each order."""
     key = {"risk": "verdict", "evidence": "log10_e"}.get(sort, sort)
-    everyone = [row[key] for row in choose(snapshot.peers, sort, None, 1000).peers]
-    first = [row[key] for row in choose(snapshot.peers, sort, None, limit).peers]
+    everyone = [row[key] for row in listed(snapshot.peers, sort)]
+    first = [row[key] for row in listed(snapshot.peers, sort, limit)]
     assert len(everyone) == 2 * PEERS
     assert first == everyone[:limit]
 
 
 def test_orders_are_orders(snapshot: Snapshot) -> None:
     """The worst verdict comes first, the most flows, and the fewest peers on an exit."""
-    risk = [VERDICTS.index(row["verdict"]) for row in choose(snapshot.peers, "risk", None, 1000).peers]
-    flows = [row["flows"] for row in choose(snapshot.peers, "flows", None, 1000).peers]
-    sharing = [row["peers_on_exit"] for row in choose(snapshot.peers, "peers_on_exit", None, 1000).peers]
+    risk = [VERDICTS.index(row["verdict"]) for row in listed(snapshot.peers, "risk")]
+    flows = [row["flows"] for row in listed(snapshot.peers, "flows")]
+    sharing = [row["peers_on_exit"] for row in listed(snapshot.peers, "peers_on_exit")]
     assert risk == sorted(risk)
     assert flows == sorted(flows, reverse=True)
     assert sharing == sorted(sharing)
@@ -69,9 +78,11 @@ def test_orders_are_orders(snapshot: Snapshot) -> None:
 
 def test_a_filter_keeps_all_that_match(snapshot: Snapshot) -> None:
     """Every tenth peer is pinned in both families, and nobody else is listed."""
-    chosen = choose(snapshot.peers, "risk", Verdict.PINNED, 1000)
-    assert (chosen.seen, chosen.matching) == (2 * PEERS, 2 * PEERS // 10)
-    assert Counter(int(row["pseudonym"][-8:]) % 10 for row in chosen.peers) == {7: 2 * PEERS // 10}
+    ranking = rank(snapshot.peers, "risk", Verdict.PINNED, 1000)
+    assert (ranking.seen, ranking.matching) == (2 * PEERS, 2 * PEERS // 10)
+    assert Counter(
+        int(row["pseudonym"][-8:]) % 10 for row in listed(snapshot.peers, "risk", verdict=Verdict.PINNED)
+    ) == {7: 2 * PEERS // 10}
 
 
 def test_one_peer_in_both_families(snapshot: Snapshot) -> None:
@@ -110,7 +121,7 @@ def test_a_peer_without_flows_is_explained_and_not_listed(snapshot: Snapshot) ->
         anonymity=idle,
     )
     quiet = PeerView(view.observed, view.report, columns, view.names, np.zeros(PEERS, np.bool_))
-    assert choose([quiet], "risk", None, 10).peers == []
+    assert listed([quiet], "risk") == []
     (one,) = explain([quiet], "peer-00000003")
     assert (one["exit"], one["present"], one["consistency"], one["log10_e"]) == (None, False, None, None)
 
@@ -137,3 +148,13 @@ def test_wrong_arguments_are_refused(
     answer = answers(lambda: snapshot, lambda: About(Config(), "kprobe"))[request_]
     with pytest.raises(UsageError, match=said):
         answer(arguments)
+
+
+def test_a_new_snapshot_is_ranked_anew(snapshot: Snapshot) -> None:
+    """Asked again, the same snapshot gives the same; after a cycle the answer is the new one's."""
+    current = [snapshot]
+    answer = answers(lambda: current[0], lambda: About(Config(), "kprobe"))["peers"]
+    before = answer({"limit": 3})
+    assert answer({"limit": 2})["peers"] == before["peers"][:2]
+    current[0] = replace(snapshot, cycles=snapshot.cycles + 1, peers=snapshot.peers[:1])
+    assert answer({})["peers_with_flows"] == PEERS
