@@ -49,17 +49,17 @@ def report_parts(report: Report) -> Iterator[RenderableType]:
 
 
 def _rules(families: Mapping[str, Mapping[str, Any]]) -> Iterator[RenderableType]:
-    """How many peers leak by the pool, and so by the rule, that serves them, where there are several."""
+    """What the peers are by the pool, and so by the rule, that serves them, where there are several."""
     for name, family in families.items():
         pools = family.get("pools", ())
         if len(pools) < 2 or not any(pool["flagged"] for pool in pools):
             continue
         for pool in pools:
-            text = (
-                f"{FAMILY_NAMES.get(name, name)}: {pool['flagged']:,} of {pool['judged']:,} judged peers leak"
+            where = (
+                f"  {FAMILY_NAMES.get(name, name)}, {pool['size']:,} exits of {pool['origin'] or 'a pool'}: "
             )
-            where = f" on the {pool['size']:,} exits of {pool['origin'] or 'a pool'}"
-            yield Text("  " + text + where, style="yellow" if pool["flagged"] else "")
+            found = pool["peers_by_verdict"].items()
+            yield Text(where + (", ".join(f"{count:,} peers {verdict}" for verdict, count in found) or "–"))
 
 
 def _changes(report: Report) -> Iterator[RenderableType]:

@@ -31,9 +31,9 @@ def test_the_leaking_rule_is_named(capsys: pytest.CaptureFixture[str]) -> None:
     report = half_leaking()
     show_report(report)
     said = " ".join(capsys.readouterr().out.split())
-    assert f"for 30 of 30 that the rule at {RULES[0]} serves" in said
-    assert f"30 of 30 judged peers leak on the 16 exits of {RULES[0]}" in said
-    assert f"0 of 30 judged peers leak on the 16 exits of {RULES[1]}" in said
+    assert f"It is 30 of the 30 judged peers that the rule at {RULES[0]} serves" in said
+    assert f"IPv4, 16 exits of {RULES[0]}: 30 peers predictable" in said
+    assert f"IPv4, 16 exits of {RULES[1]}: 30 peers unlinkable" in said
 
 
 def test_one_pool_needs_no_lines(capsys: pytest.CaptureFixture[str]) -> None:

@@ -104,6 +104,7 @@ class PoolReport:
         peers: peers whose busiest exit it has.
         judged, flagged: how many of them were judged, and show a leak one by one.
         origin: where the rules that choose from it stand, empty where nobody knows.
+        by_verdict: per verdict, how many of the judged peers.
     """
 
     pool: int
@@ -112,6 +113,7 @@ class PoolReport:
     judged: int
     flagged: int
     origin: str = ""
+    by_verdict: Mapping[Verdict, int] = field(default_factory=dict)
 
     def as_dict(self) -> dict[str, object]:
         """For JSON."""
@@ -122,6 +124,7 @@ class PoolReport:
             "judged": self.judged,
             "flagged": self.flagged,
             "origin": self.origin,
+            "peers_by_verdict": {verdict.value: count for verdict, count in self.by_verdict.items()},
         }
 
 

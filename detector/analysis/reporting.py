@@ -65,7 +65,7 @@ def report_of(
         leaking_share=_leaking_share(evidence, findings, _leaking(columns, masks)),
         anonymity_set=_anonymity_report(anonymity_sets(columns)),
         leak_bits=_leak_bits(evidence, findings),
-        pools=_pools(columns, peer_columns.exit, _leaking(columns, masks), observation.pool_origins),
+        pools=_pools(columns, peer_columns, _leaking(columns, masks), observation.pool_origins),
         columns=peer_columns,
     )
 
@@ -188,18 +188,31 @@ def _leak_bits(evidence: Evidence, findings: tuple[Verdict, ...]) -> float:
     return min(best, float(np.log2(float(max(evidence.columns.pool_size, 1)))))
 
 
-def _pools(columns: Columns, exits: Index, leaking: Mask, origins: tuple[str, ...]) -> tuple[PoolReport, ...]:
+def _pools(
+    columns: Columns, peers: PeerColumns, leaking: Mask, origins: tuple[str, ...]
+) -> tuple[PoolReport, ...]:
     """Per configured pool the peers whose busiest exit it has."""
+    pools = len(columns.pool_sizes)
     pool = np.full(columns.peers, -1, np.intp)
-    known = exits >= 0
-    pool[known] = columns.pool[exits[known]]
-    peers, judged, flagged = (
-        np.bincount(pool[who & (pool >= 0)], minlength=len(columns.pool_sizes))
-        for who in (known, columns.judged, leaking)
+    known = peers.exit >= 0
+    pool[known] = columns.pool[peers.exit[known]]
+    served, judged, flagged = (
+        np.bincount(pool[who & (pool >= 0)], minlength=pools) for who in (known, columns.judged, leaking)
     )
-    named = origins or ("",) * len(columns.pool_sizes)
+    who = columns.judged & (pool >= 0)
+    cells = np.bincount(pool[who] * len(VERDICTS) + peers.verdict[who], minlength=pools * len(VERDICTS))
+    verdicts = cells.reshape(pools, len(VERDICTS))
+    named = origins or ("",) * pools
     return tuple(
-        PoolReport(number, size, int(peers[number]), int(judged[number]), int(flagged[number]), named[number])
+        PoolReport(
+            number,
+            size,
+            int(served[number]),
+            int(judged[number]),
+            int(flagged[number]),
+            named[number],
+            {verdict: int(verdicts[number, i]) for i, verdict in enumerate(VERDICTS) if verdicts[number, i]},
+        )
         for number, size in enumerate(columns.pool_sizes)
-        if peers[number]
+        if served[number]
     )

@@ -159,19 +159,20 @@ def _share(value: float) -> str:
 
 
 def _part(report: FamilyReport) -> str:
-    """How large a part of the peers leaks, where it is not nearly all of them."""
-    if report.leaking_share > 0.9 or not report.judged:
-        return ""
-    part = f"It holds for about {_share(report.leaking_share)} of the {report.judged:,} judged peers"
-    return f"{part}{_rules(report)}. "
+    """How large a part of the peers leaks, where it is not nearly all of them, and which rule serves it."""
+    part = ""
+    if report.leaking_share <= 0.9 and report.judged:
+        share = _share(report.leaking_share)
+        part = f"It holds for about {share} of the {report.judged:,} judged peers. "
+    return part + _rules(report)
 
 
 def _rules(report: FamilyReport) -> str:
-    """The rules that serve them, where there are others that serve peers who do not leak."""
+    """The rules whose peers show the verdict, where there are others whose peers do not."""
     named = [pool for pool in report.pools if pool.origin and pool.judged]
-    leaking = [pool for pool in named if pool.flagged >= pool.judged / 2]
-    if not leaking or len(leaking) == len(named):
+    shown = [pool for pool in named if 2 * pool.by_verdict.get(report.verdict, 0) >= pool.judged]
+    if not shown or len(shown) == len(named):
         return ""
-    places = "; ".join(dict.fromkeys(pool.origin for pool in leaking))
-    served = f"{sum(pool.flagged for pool in leaking):,} of {sum(pool.judged for pool in leaking):,}"
-    return f": for {served} that the rule at {places} serves"
+    places = "; ".join(dict.fromkeys(pool.origin for pool in shown))
+    count, judged = sum(one.by_verdict[report.verdict] for one in shown), sum(one.judged for one in shown)
+    return f"It is {count:,} of the {judged:,} judged peers that the rule at {places} serves. "
