@@ -26,7 +26,7 @@ PAIR = np.dtype([("tag", "<u4"), ("owner", "<u4"), ("flows", "<u4"), ("votes", "
 COUNTS = ("flows", "votes", "firsts")
 EXIT = np.dtype("V16")
 _OWNER_MASK, _FAMILY_SHIFT = np.uint32(0x7FFFFFFF), np.uint32(31)
-_EXIT_TAG = np.dtype([("family", "<u4"), ("tag", "<u4")])
+EXIT_TAG = np.dtype([("family", "<u4"), ("tag", "<u4")])
 _NEAR_BITS = 16
 _MANY = 8  # a table with more than every so many pairs in use is cleared whole
 SLOT = np.dtype(
@@ -78,7 +78,7 @@ class PairTables:
         self._written, self._idle = maps["pairs_a"], maps["pairs_b"]
         self._bytes = pair_lines(sizes) * PAIRS_IN_LINE * PAIR.itemsize
         self._named = maps["exits"]
-        self._names = _Names.none()
+        self._names = Names.none()
 
     def drain(self) -> Drained:
         """Swap the tables, then read and clear the one that was written.
@@ -93,7 +93,7 @@ class PairTables:
             taken = _take(memory)
         at = self._names.find(taken)
         if (at < 0).any():
-            self._names = _Names.read(self._named)
+            self._names = Names.read(self._named)
             at = self._names.find(taken)
         unnamed = (0,) * len(FAMILIES)
         if (at < 0).any():
@@ -119,7 +119,7 @@ def _drained(
 
 
 @dataclass(frozen=True, slots=True)
-class _Names:
+class Names:
     """What the tags of exits stand for.
 
     Attributes:
@@ -134,16 +134,20 @@ class _Names:
     near: NDArray[np.int32]
 
     @classmethod
-    def none(cls) -> _Names:
+    def none(cls) -> Names:
         """Nothing has a name."""
         return cls(np.empty(0, np.uint64), np.empty(0, EXIT), np.empty(0, np.int32))
 
     @classmethod
-    def read(cls, table: int) -> _Names:
+    def read(cls, table: int) -> Names:
         """Every tag that has a name in the kernel's table."""
-        found = list(bpf.batches(table, _EXIT_TAG.itemsize, EXIT.itemsize, _BATCH, remove=False))
-        keys = np.frombuffer(b"".join(keys for keys, _ in found), _EXIT_TAG)
-        exits = np.frombuffer(b"".join(values for _, values in found), EXIT)
+        found = list(bpf.batches(table, EXIT_TAG.itemsize, EXIT.itemsize, _BATCH, remove=False))
+        keys = np.frombuffer(b"".join(keys for keys, _ in found), EXIT_TAG)
+        return cls.of(keys, np.frombuffer(b"".join(values for _, values in found), EXIT))
+
+    @classmethod
+    def of(cls, keys: NDArray[np.void], exits: NDArray[np.void]) -> Names:
+        """From tags by family, each once, and the exits that they stand for: shape (m,) each."""
         tags = keys["family"].astype(np.uint64) << np.uint64(32) | keys["tag"]
         order = np.argsort(tags, kind="stable")
         near = np.zeros(1 << _NEAR_BITS, np.int32)
