@@ -13,6 +13,7 @@ import pytest
 
 from detector.errors import ExitprintError, UsageError
 from detector.rules.files import read_rules_file, read_rules_text
+from tests.rights import AS_STRANGER
 
 FIXTURES = Path(__file__).parent / "fixtures"
 
@@ -90,17 +91,13 @@ def test_not_text(tmp_path: Path) -> None:
 def test_nobody_can_read_text_too() -> None:
     """With no right but to read our code, text is read in a user namespace, where the host allows that."""
     needs_nft()
-    drop = (
-        "setpriv --reuid 65534 --regid 65534 --clear-groups --inh-caps=-all,+dac_read_search "
-        "--ambient-caps=-all,+dac_read_search --bounding-set=-all,+dac_read_search"
-    )
-    if subprocess.run([*drop.split(), "unshare", "--net", "--map-root-user", "true"], check=False).returncode:
+    if subprocess.run([*AS_STRANGER, "unshare", "--net", "--map-root-user", "true"], check=False).returncode:
         pytest.skip("this host gives nobody a user namespace")
     read = "from detector.rules.files import read_rules_text as read"
     script = f"import sys; {read}; print(len(read(sys.stdin.read()).rules))"
     chain = "chain post { type nat hook postrouting priority srcnat; masquerade; }"
     done = subprocess.run(
-        [*drop.split(), sys.executable, "-c", script],
+        [*AS_STRANGER, sys.executable, "-c", script],
         input=f"table ip nat {{ {chain}; }}",
         capture_output=True,
         text=True,
