@@ -10,7 +10,9 @@
  * What it changes: nothing. It reads, and the one return value is accept.
  *
  * Caveats: when two processors see the first packet of one flow at the same moment, conntrack keeps one entry
- * and both packets are counted. A session's first flow may be counted twice by the same race.
+ * and both packets are counted. A session's first flow may be counted twice by the same race. The kernel skips
+ * a kprobe's program on a processor that is in a bpf() call on a map at that moment, and old ones do not count it;
+ * the service makes few such calls. Behind a VRF, a packet's interface is the VRF: its peers are not known.
  *
  * Offsets of kernel structs, table sizes and the secret come from the loader as macros (detector/kernel).
  */

@@ -146,7 +146,7 @@ class _Tables(BaseModel):
     destinations: PowerOfTwo = _from_to(16, 1 << 26, "a power of two")
     ports: PowerOfTwo = _from_to(16, 1 << 26, "a power of two")
     panes: int = _from_to(2, 288, "a number of parts of the window")
-    measured: int = _from_to(8, 1 << 20, "a number of flows of a slot in a pane")
+    measured: int = _from_to(8, 65_535, "a number of flows of a tunnel address in a window")
 
 
 class _File(BaseModel):

@@ -89,8 +89,9 @@ def observe(
             flows=pairs.counts[:, 0],
             votes=pairs.counts[:, 1],
             firsts=pairs.counts[:, 2],
-            same_destination=Trials(trials[:, 0], trials[:, 1]),
-            same_port=Trials(trials[:, 2], trials[:, 3]),
+            # The kernel adds to the two one after the other, and may have been between them when it was read.
+            same_destination=Trials(trials[:, 0], np.minimum(trials[:, 1], trials[:, 0])),
+            same_port=Trials(trials[:, 2], np.minimum(trials[:, 3], trials[:, 2])),
             destination_predictor=Trials(trials[:, 4], trials[:, 5], trials[:, 6] / EXPECTED_UNIT),
             predicted={name: used.renumber(table).astype(np.int32) for name, table in predicted.items()},
             wide=roster.wide(rows),
