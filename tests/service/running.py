@@ -129,7 +129,11 @@ def objects_of(process: int) -> set[Object]:
     """The programs, maps and links that a process holds, and the maps that its programs hold."""
     found: set[Object] = set()
     for path in Path(f"/proc/{process}/fdinfo").iterdir():
-        fields = dict(re.findall(r"^(prog|map|link)_id:\s+(\d+)", path.read_text(), re.MULTILINE))
+        try:
+            text = path.read_text()
+        except FileNotFoundError:  # a connection that has ended meanwhile
+            continue
+        fields = dict(re.findall(r"^(prog|map|link)_id:\s+(\d+)", text, re.MULTILINE))
         kind = next((kind for kind in ("link", "map", "prog") if kind in fields), None)
         if kind:
             found.add((kind, int(fields[kind])))

@@ -12,6 +12,7 @@ import os
 import platform
 import sys
 import time
+import traceback
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -131,6 +132,7 @@ def main(results: Path) -> None:
                     print(f"{time.monotonic():6.1f} s  {name}", flush=True)
                     out.write(json.dumps({"fact": name, **told}) + "\n")
             except Exception as error:  # the boot is for all the facts
+                traceback.print_exc()
                 out.write(
                     json.dumps({"fact": part.__name__, "error": f"{type(error).__name__}: {error}"}) + "\n"
                 )

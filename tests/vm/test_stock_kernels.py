@@ -33,8 +33,10 @@ class Facts:
 
     def __getitem__(self, fact: str) -> dict[str, Any]:
         told: dict[str, Any] | None = self._facts.get(fact)
-        if told is None or "error" in told:
-            pytest.fail(f"{self.kernel.line} did not tell {fact!r}: {told}\n{self.outcome.output[-3000:]}")
+        if told is None:
+            errors = [line for line in self._facts.values() if "error" in line]
+            said = self.outcome.output[-3000:]
+            pytest.fail(f"{self.kernel.line} did not tell {fact!r}: {errors}\n{said}")
         return told
 
 
