@@ -26,7 +26,7 @@ def _rows(results: dict[str, Any], path: str = "") -> list[tuple[str, str]]:
 
 
 @click.command()
-@click.option("--rounds", default=7, show_default=True, help="Alternating rounds of the rates.")
+@click.option("--rounds", default=10, show_default=True, help="Alternating rounds of the rates.")
 @click.option("--flows", default=100_000, show_default=True, help="New flows in a round.")
 def main(rounds: int, flows: int) -> None:
     """Measure the costs of the service in throw-away namespaces. Needs root."""
