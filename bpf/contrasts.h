@@ -24,9 +24,9 @@ enum memory {
 /* 16 bits that differ when exits differ, but for one pair of exits in 65,536. */
 static __always_inline u32 exit_mark(const struct flow *flow)
 {
-	const u32 *word = flow->exit.word;
+	u64 folded = flow->exit.half[0] ^ flow->exit.half[1];
 
-	return (word[0] ^ word[1] ^ word[2] ^ word[3]) * 0x9e3779b1U >> 16;
+	return ((u32)folded ^ (u32)(folded >> 32)) * 0x9e3779b1U >> 16;
 }
 
 static __always_inline bool way_is_free(u64 way, u32 pane)
@@ -59,7 +59,7 @@ static __always_inline enum memory remember(struct bucket *bucket, u64 tag, u32 
 
 static __always_inline enum memory remember_destination(u32 slot, const struct flow *flow, u32 mark, u32 pane)
 {
-	const u32 *word = flow->destination.word;
+	struct address destination = destination_of(flow);
 	struct siphash s;
 	struct bucket *bucket;
 	u64 hash;
@@ -67,9 +67,9 @@ static __always_inline enum memory remember_destination(u32 slot, const struct f
 
 	siphash_start(&s);
 	siphash_word(&s, slot);
-	siphash_word(&s, (u64)word[0] << 32 | word[1]);
+	siphash_word(&s, destination.half[0]);
 	if (flow->family)
-		siphash_word(&s, (u64)word[2] << 32 | word[3]);
+		siphash_word(&s, destination.half[1]);
 	hash = siphash_end(&s);
 	index = (u32)hash & (EP_DESTINATION_BUCKETS - 1);
 	bucket = destinations.lookup(&index);
@@ -84,7 +84,7 @@ static __always_inline enum memory remember_port(u32 slot, const struct flow *fl
 	u32 index;
 
 	siphash_start(&s);
-	siphash_word(&s, (u64)slot << 32 | flow->port);
+	siphash_word(&s, (u64)slot << 32 | port_of(flow));
 	hash = siphash_end(&s);
 	index = (u32)hash & (EP_PORT_BUCKETS - 1);
 	bucket = ports.lookup(&index);

@@ -32,6 +32,7 @@ struct bpf_nf_ctx {
 	void *skb;
 };
 
+#ifdef EP_RDONLY_CAST
 int on_packet(struct bpf_nf_ctx *ctx)
 {
 	void *skb = ctx->skb;
@@ -40,12 +41,13 @@ int on_packet(struct bpf_nf_ctx *ctx)
 	/* Nearly all packets end here; the hint keeps this way out beside the way in, in one line of the cache. */
 	if (__builtin_expect(!may_begin(nfct), 1))
 		return NF_ACCEPT;
-	observe_packet(skb, nfct);
+	observe_packet(ctx->state, skb, nfct);
 	return NF_ACCEPT;
 }
-
+#else
 int on_confirm(struct pt_regs *ctx)
 {
 	observe_confirm((void *)PT_REGS_PARM1(ctx));
 	return 0;
 }
+#endif

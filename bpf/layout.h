@@ -13,6 +13,9 @@
 #define EP_AF_INET 2
 #define EP_AF_INET6 10
 
+#define often(condition) __builtin_expect(!!(condition), 1)
+#define rarely(condition) __builtin_expect(!!(condition), 0)
+
 /*
  * By number: BCC may put bpf_probe_read in the place of bpf_probe_read_kernel, which a netfilter program is
  * not allowed without CAP_SYS_ADMIN.
@@ -34,6 +37,14 @@ static __always_inline u64 direct_read64(const void *from, const u32 offset)
 	return value;
 }
 
+static __always_inline u8 direct_read8(const void *from, const u32 offset)
+{
+	u64 value;
+
+	asm volatile("%0 = *(u8 *)(%1 + %2)" : "=r"(value) : "r"(from), "i"(offset));
+	return value;
+}
+
 static __always_inline u32 direct_read32(const void *from, const u32 offset)
 {
 	u32 value;
@@ -41,3 +52,12 @@ static __always_inline u32 direct_read32(const void *from, const u32 offset)
 	asm volatile("%0 = *(u32 *)(%1 + %2)" : "=r"(value) : "r"(from), "i"(offset));
 	return value;
 }
+
+/*
+ * Gives memory at an address a type, so that it can be read directly too: the kernel function bpf_rdonly_cast(),
+ * which costs nothing. The type is a struct of nothing but u64, EP_WORDS in size. The compiler believes this to
+ * be a helper; the loader marks it as what it is. What cannot be read is read as zeros.
+ */
+#ifdef EP_RDONLY_CAST
+static const void *(*rdonly_cast)(u64 address, u32 type) = (void *)EP_RDONLY_CAST;
+#endif

@@ -13,16 +13,16 @@ static __always_inline u32 jhash_address(const struct address *key, u32 initial)
 	u32 a, b, c;
 
 	a = b = c = 0xdeadbeef + (4 << 2) + initial;
-	a += key->word[0];
-	b += key->word[1];
-	c += key->word[2];
+	a += address_word(key, 0);
+	b += address_word(key, 1);
+	c += address_word(key, 2);
 	a -= c; a ^= ROTATE32(c, 4); c += b;
 	b -= a; b ^= ROTATE32(a, 6); a += c;
 	c -= b; c ^= ROTATE32(b, 8); b += a;
 	a -= c; a ^= ROTATE32(c, 16); c += b;
 	b -= a; b ^= ROTATE32(a, 19); a += c;
 	c -= b; c ^= ROTATE32(b, 4); b += a;
-	a += key->word[3];
+	a += address_word(key, 3);
 	c ^= b; c -= ROTATE32(b, 14);
 	a ^= c; a -= ROTATE32(c, 11);
 	b ^= a; b -= ROTATE32(a, 25);
@@ -42,7 +42,7 @@ static __always_inline bool in_pool(const struct pool *pool, const struct flow *
 		return false;
 #pragma unroll
 	for (int i = 0; i < 4; i++) {
-		u32 word = bpf_ntohl(flow->exit.word[i]);
+		u32 word = bpf_ntohl(address_word(&flow->exit, i));
 
 		if (i && !flow->family)
 			break;
@@ -56,8 +56,9 @@ static __always_inline bool in_pool(const struct pool *pool, const struct flow *
 
 static __always_inline bool destination_predicts(const struct pool *pool, const struct flow *flow)
 {
-	u32 last = flow->family ? flow->destination.word[3] : flow->destination.word[0];
-	u32 hash = jhash_address(&flow->source, last ^ flow->zone);
+	struct address destination = destination_of(flow);
+	u32 last = address_word(&destination, flow->family ? 3 : 0);
+	u32 hash = jhash_address(&flow->source, last ^ zone_of(flow));
 	bool full = false;
 
 #pragma unroll
@@ -68,10 +69,10 @@ static __always_inline bool destination_predicts(const struct pool *pool, const 
 
 		if (i && !flow->family)
 			break;
-		if (word != bpf_ntohl(flow->exit.word[i]))
+		if (word != bpf_ntohl(address_word(&flow->exit, i)))
 			return false;
 		full |= word != pool->last[i];
-		hash ^= flow->destination.word[i];
+		hash ^= address_word(&destination, i);
 	}
 	return true;
 }

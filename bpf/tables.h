@@ -8,8 +8,13 @@
 #pragma once
 
 struct address {
-	u32 word[4];
+	u64 half[2];
 };
+
+static __always_inline u32 address_word(const struct address *address, u32 index)
+{
+	return address->half[index / 2] >> 32 * (index & 1);
+}
 
 /* Written by user space, read at each flow. */
 struct control {
@@ -22,11 +27,19 @@ BPF_ARRAY(controls, struct control, 1);
 
 /*
  * Tunnel address -> slot, by interface, so that two interfaces may hand out the same addresses. Nearly every
- * allowed-ip is one address, and for these a hash takes half the time of a trie; networks are in the tries.
+ * allowed-ip is one address: those are in lines of the cache, at a place that follows from a hash or in one of
+ * the next lines. Networks are in the tries, and so is an address that finds those lines full.
  */
-struct tunnel_address {
+struct peer {
 	u32 ifindex;
+	u32 slot; /* + 1; 0: nobody's */
 	struct address address;
+};
+#define PEERS_IN_LINE 2
+#define PEER_PROBES 4
+struct peer_line {
+	struct peer peer[PEERS_IN_LINE];
+	u64 spare[2];
 };
 struct network4 {
 	u32 prefix;
@@ -38,7 +51,7 @@ struct network6 {
 	u32 ifindex;
 	struct address address;
 };
-BPF_HASH(peers, struct tunnel_address, u32, EP_PEERS);
+BPF_ARRAY(peers, struct peer_line, EP_PEER_LINES);
 BPF_LPM_TRIE(networks4, struct network4, u32, EP_PEERS);
 BPF_LPM_TRIE(networks6, struct network6, u32, EP_PEERS);
 
@@ -46,34 +59,41 @@ BPF_LPM_TRIE(networks6, struct network6, u32, EP_PEERS);
 BPF_HASH(tunnels, u32, u32, 256);
 
 /*
- * (slot, exit) -> counts: open addressing in an array, four pairs to a cache line and those of a slot near each
- * other, since what a flow costs is the lines that are no longer in a cache: a hash map of the kernel touches
- * three for each pair. A pair is claimed by a compare-and-swap of its key and never moves.
+ * Exit -> its number, from 0 on in the order in which exits are met. A way is one word, so that it is claimed by
+ * one compare-and-swap: a tag that stands for the exit, its family, and its number + 1. Ways are never emptied.
+ */
+#define EXIT_WAYS 8
+#define EXIT_PROBES 4
+#define NUMBER_BITS 23
+#define NUMBER_MASK ((1ULL << NUMBER_BITS) - 1)
+struct exit_line {
+	u64 way[EXIT_WAYS];
+};
+BPF_ARRAY(exit_lines, struct exit_line, EP_EXIT_LINES);
+BPF_ARRAY(exits_met, u64, 1);
+
+/* What a number stands for, for user space; written before the number is used. */
+BPF_F_TABLE("array", u32, struct address, exits, EP_EXITS, BPF_F_MMAPABLE);
+
+/*
+ * (slot, exit) -> counts, in blocks of neighbouring exits: a flow costs above all the lines that are no longer in
+ * a cache, and this way those of a slot are few. A block is claimed by a compare-and-swap of its key and never
+ * moves. Flows are in blocks of one kind, votes and firsts, which are few, in blocks of the other.
  *
  * There are two tables, of which one is written: user space swaps them, then reads and clears the other.
  * Changing a map of maps waits until no program uses the old one, so nothing is counted into a table that is read.
  */
-struct pair {
-	u64 key; /* family in the top bit, slot + 1, and the exit's tag in the low word; 0 is free */
-	u32 flows;
-	u32 votes_firsts; /* see VOTE and FIRST */
+#define EXITS_IN_BLOCK 6
+struct block {
+	u64 key; /* VOTES_FIRSTS, slot + 1, and in the low word which six exits; 0 is free */
+	u32 count[EXITS_IN_BLOCK];
 };
-#define PAIRS_IN_LINE 4
-struct pair_line {
-	struct pair pair[PAIRS_IN_LINE];
-};
+#define VOTES_FIRSTS (1ULL << 63)
 #define VOTE 1U          /* a flow with a destination and a source port new for the slot in the window */
 #define FIRST (1U << 16) /* a flow that began a session */
-BPF_F_TABLE("array", u32, struct pair_line, pairs_a, EP_PAIR_LINES, BPF_F_MMAPABLE);
-BPF_F_TABLE("array", u32, struct pair_line, pairs_b, EP_PAIR_LINES, BPF_F_MMAPABLE);
+BPF_F_TABLE("array", u32, struct block, pairs_a, EP_BLOCKS, BPF_F_MMAPABLE);
+BPF_F_TABLE("array", u32, struct block, pairs_b, EP_BLOCKS, BPF_F_MMAPABLE);
 BPF_ARRAY_OF_MAPS(pairs, "pairs_a", 1);
-
-/* What the tags of exits stand for, written when a pair is claimed. */
-struct exit_tag {
-	u32 family;
-	u32 tag;
-};
-BPF_HASH(exits, struct exit_tag, struct address, EP_EXITS);
 
 /* What is known of a slot; the trials only ever grow. One cache line. */
 struct slot {
@@ -90,7 +110,7 @@ struct slot {
 	u32 destination_hit;
 	u32 spare[4];
 };
-BPF_ARRAY(slots, struct slot, EP_PEERS);
+BPF_F_TABLE("array", u32, struct slot, slots, EP_PEERS, BPF_F_MMAPABLE);
 
 /*
  * The two bounded memories behind the contrasts: (slot, destination) -> exit and (slot, protocol, source port)
@@ -124,7 +144,6 @@ enum outcome {
 	LOST_DESTINATIONS, /* counted, not measured: no room in the memory of destinations */
 	LOST_PORTS,        /* counted, not measured: no room in the memory of ports */
 	LOST_EXITS,        /* not counted: the table of exits is full */
-	SETTLED,           /* counted, not measured: the slot has been measured enough for this window */
 	OUTCOMES,
 };
 #define FAMILIES 2

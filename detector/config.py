@@ -39,7 +39,8 @@ class Tables:
 
     Attributes:
         peers: tunnel addresses (slots).
-        pairs: pairs of slot and exit address in one interval.
+        pairs: pairs of slot and exit address in one interval, if no two share a block; a block has room for
+            six exits of a slot, and those with votes take another.
         exits: exit addresses.
         destinations, ports: the memories behind the contrasts, powers of two.
         panes: parts that the sliding window moves by.

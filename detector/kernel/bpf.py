@@ -13,7 +13,6 @@ import fcntl
 import os
 import platform
 import struct
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,7 +20,6 @@ _NUMBERS = {"x86_64": (321, 298), "aarch64": (280, 241)}  # bpf, perf_event_open
 
 _MAP_LOOKUP_ELEM, _MAP_UPDATE_ELEM, _MAP_DELETE_ELEM = 1, 2, 3
 _OBJ_GET_INFO_BY_FD = 15
-_MAP_LOOKUP_BATCH, _MAP_LOOKUP_AND_DELETE_BATCH = 24, 25
 _LINK_CREATE = 28
 
 PROG_TYPE_NETFILTER = 32
@@ -35,9 +33,6 @@ _PRIORITIES = 64
 _PERF_FLAG_FD_CLOEXEC = 8
 _PERF_EVENT_IOC_ENABLE, _PERF_EVENT_IOC_SET_BPF = 0x2400, 0x40042408
 _KPROBE_TYPE = Path("/sys/bus/event_source/devices/kprobe/type")
-
-# in_batch, out_batch, keys, values, count, map_fd, elem_flags, flags
-_BATCH = struct.Struct("<QQQQIIQQ")
 
 _libc = ctypes.CDLL(None, use_errno=True)
 
@@ -85,54 +80,6 @@ def delete(fd: int, key: bytes) -> None:
     except OSError as error:
         if error.errno != errno.ENOENT:
             raise
-
-
-def batches(
-    fd: int, key_size: int, value_size: int, count: int, *, remove: bool
-) -> Iterator[tuple[bytes, bytes]]:
-    """Read a whole map in batches of up to `count`: (keys, values), each as one run of bytes.
-
-    With `remove`, what was read is gone from the map. A batch that is too small for the kernel (a hash
-    bucket holds more) is tried again with twice the size.
-    """
-    command = _MAP_LOOKUP_AND_DELETE_BATCH if remove else _MAP_LOOKUP_BATCH
-    # The place to go on from is a key for arrays and a bucket number for hashes: 8 bytes hold both.
-    cursor, following = (
-        ctypes.create_string_buffer(max(key_size, 8)),
-        ctypes.create_string_buffer(max(key_size, 8)),
-    )
-    started = finished = False
-    while not finished:
-        keys, values = (
-            ctypes.create_string_buffer(key_size * count),
-            ctypes.create_string_buffer(value_size * count),
-        )
-        attributes = ctypes.create_string_buffer(
-            _BATCH.pack(
-                ctypes.addressof(cursor) if started else 0,
-                ctypes.addressof(following),
-                ctypes.addressof(keys),
-                ctypes.addressof(values),
-                count,
-                fd,
-                0,
-                0,
-            ),
-            _BATCH.size,
-        )
-        try:
-            _syscall(0, command, attributes, len(attributes))
-        except OSError as error:
-            if error.errno == errno.ENOSPC:
-                count *= 2
-                continue
-            if error.errno != errno.ENOENT:
-                raise
-            finished = True  # ENOENT: the end was reached, with what was read before it
-        (read,) = struct.unpack_from("<I", attributes, 32)
-        if read:
-            yield keys.raw[: read * key_size], values.raw[: read * value_size]
-        cursor, following, started = following, cursor, True
 
 
 @dataclass(frozen=True, slots=True)

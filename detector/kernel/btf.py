@@ -24,7 +24,7 @@ _MEMBER = struct.Struct("<III")
 _LAST_KIND = 19
 _DEPTH = 32  # of names and of anonymous members; what goes deeper goes round in a circle
 
-_ARRAY, _STRUCT, _UNION = 3, 4, 5
+_ARRAY, _STRUCT, _UNION, _FUNCTION = 3, 4, 5, 12
 # Kinds that only name or qualify another type: typedef, volatile, const, restrict, type tag.
 _TRANSPARENT = frozenset({8, 9, 10, 11, 18})
 # Bytes that follow a type's twelve, by kind: (fixed, for each of its vlen entries).
@@ -99,7 +99,7 @@ class Btf:
         Raises:
             MissingField: there is no such struct or field.
         """
-        type_id = self._find_struct(struct_name)
+        type_id = self.struct(struct_name)
         total = 0
         for part in path.split("."):
             found = self._member(type_id, part) if type_id else None
@@ -123,7 +123,7 @@ class Btf:
         Raises:
             MissingField: there is no such struct or field.
         """
-        type_id = self._find_struct(struct_name)
+        type_id = self.struct(struct_name)
         for part in filter(None, path.split(".")):
             found = self._member(type_id, part) if type_id else None
             type_id = found[1] if found else 0
@@ -131,16 +131,28 @@ class Btf:
             raise MissingField(f"{struct_name}.{path}".rstrip("."))
         return self._type(self._strip(type_id)).target
 
-    def _find_struct(self, name: str) -> int:
+    @property
+    def kernel(self) -> Btf:
+        """The types of ``vmlinux`` alone."""
+        return self._base.kernel if self._base else self
+
+    def struct(self, name: str) -> int:
         """Id of the struct that has members under this name, 0 for none."""
+        return self._find(_STRUCT, name)
+
+    def function(self, name: str) -> int:
+        """Id of a function, 0 for none."""
+        return self._find(_FUNCTION, name)
+
+    def _find(self, kind: int, name: str) -> int:
         wanted = self._strings.find(b"\0" + name.encode() + b"\0") + 1
         if wanted:
             wanted += self._first_string
             for index, offset in enumerate(self._offsets):
                 name_off, info, _ = _TYPE.unpack_from(self._data, offset)
-                if name_off == wanted and info >> 24 & 0x1F == _STRUCT and info & 0xFFFF:
+                if name_off == wanted and info >> 24 & 0x1F == kind and (kind != _STRUCT or info & 0xFFFF):
                     return self._first_id + index
-        return self._base._find_struct(name) if self._base else 0
+        return self._base._find(kind, name) if self._base else 0
 
     def _member(self, type_id: int, name: str, depth: int = 0) -> tuple[int, int] | None:
         """(offset in bits, type id) of a member, looking into anonymous members."""

@@ -16,19 +16,17 @@ from numpy.typing import NDArray
 from detector.config import Tables
 from detector.family import Family
 from detector.kernel import bpf
-from detector.kernel.tables import FAMILIES, PAIRS_IN_LINE, SLOT_SIZE, Outcome, pair_lines
+from detector.kernel.tables import EXITS_IN_BLOCK, FAMILIES, SLOT_SIZE, Outcome, blocks
 
-_BATCH = 32768
 _KEY = struct.Struct("<I")
 
-# A pair in the kernel. `owner` is slot + 1 with the family in the top bit; `tag` stands for the exit.
-PAIR = np.dtype([("tag", "<u4"), ("owner", "<u4"), ("flows", "<u4"), ("votes", "<u2"), ("firsts", "<u2")])
+# Counts in the kernel: of a slot (`owner` is slot + 1) and the exits with these six numbers.
+BLOCK = np.dtype([("group", "<u4"), ("owner", "<u4"), ("count", "<u4", (EXITS_IN_BLOCK,))])
+VOTES_FIRSTS = np.uint32(1 << 31)  # in `owner`: the counts are votes, and in their upper half firsts
 COUNTS = ("flows", "votes", "firsts")
 EXIT = np.dtype("V16")
-_OWNER_MASK, _FAMILY_SHIFT = np.uint32(0x7FFFFFFF), np.uint32(31)
-EXIT_TAG = np.dtype([("family", "<u4"), ("tag", "<u4")])
-_NEAR_BITS = 16
-_MANY = 8  # a table with more than every so many pairs in use is cleared whole
+_HALF, _HALF_MASK = np.uint32(16), np.uint32(0xFFFF)
+_PART = 1 << 20  # bytes of a table that are read at once
 SLOT = np.dtype(
     [
         ("destination_expected", "<u8"),
@@ -49,22 +47,21 @@ SLOT = np.dtype(
 
 @dataclass(frozen=True, slots=True)
 class Drained:
-    """What was counted since the last drain: n pairs, m exits.
+    """What was counted since the last drain: n rows, m exits. Rows of one slot and exit add up.
 
     Attributes:
         slot: shape (n,), uint32.
         exit: shape (n,), int32: index into `exits`.
         exits: shape (m,), `EXIT`: those that were met, each as 16 bytes.
         counts: shape (n, 3), uint32: `COUNTS`.
-        unnamed: by family, flows that the kernel counted for an exit that the table of exits has no room
-            for: they are lost.
+        blocks: how many of the table's were in use.
     """
 
     slot: NDArray[np.uint32]
     exit: NDArray[np.int32]
     exits: NDArray[np.void]
     counts: NDArray[np.uint32]
-    unnamed: tuple[int, ...] = (0,) * len(FAMILIES)
+    blocks: int = 0
 
     def __len__(self) -> int:
         return len(self.slot)
@@ -76,9 +73,14 @@ class PairTables:
     def __init__(self, maps: Mapping[str, int], sizes: Tables) -> None:
         self._current = maps["pairs"]
         self._written, self._idle = maps["pairs_a"], maps["pairs_b"]
-        self._bytes = pair_lines(sizes) * PAIRS_IN_LINE * PAIR.itemsize
+        self._bytes = blocks(sizes) * BLOCK.itemsize
         self._named = maps["exits"]
-        self._names = Names.none()
+        self._exits = np.empty(0, EXIT)
+
+    @property
+    def exits(self) -> int:
+        """How many exits have been met."""
+        return len(self._exits)
 
     def drain(self) -> Drained:
         """Swap the tables, then read and clear the one that was written.
@@ -88,115 +90,71 @@ class PairTables:
         """
         bpf.update(self._current, _KEY.pack(0), _KEY.pack(self._idle))
         self._written, self._idle = self._idle, self._written
-        # Mapped for this moment alone, so that the tables are not part of our resident memory.
-        with mmap.mmap(self._idle, self._bytes) as memory:
-            taken = _take(memory)
-        at = self._names.find(taken)
-        if (at < 0).any():
-            self._names = Names.read(self._named)
-            at = self._names.find(taken)
-        unnamed = (0,) * len(FAMILIES)
-        if (at < 0).any():
-            lost = taken[at < 0]
-            flows = np.bincount(lost["owner"] >> _FAMILY_SHIFT, lost["flows"], len(FAMILIES))
-            unnamed = tuple(map(int, flows))
-            taken, at = taken[at >= 0], at[at >= 0]
-        return _drained(taken, at, self._names.exits, unnamed)
+        used, (slot, number, counts) = _emptied(self._idle, self._bytes)
+        times = np.bincount(number)
+        if len(times) > len(self._exits):
+            # Each was written before anything was counted for it.
+            self._exits = _mapped(self._named, len(times), EXIT)
+        met = np.flatnonzero(times)
+        index = np.zeros(len(times), np.int32)
+        index[met] = np.arange(len(met), dtype=np.int32)
+        return Drained(slot, index[number], self._exits[met], counts, used)
 
 
-def _drained(
-    taken: NDArray[np.void], at: NDArray[np.int32], exits: NDArray[np.void], unnamed: tuple[int, ...]
-) -> Drained:
-    """Pairs as columns, with the exits among them alone."""
-    met = np.flatnonzero(np.bincount(at, minlength=len(exits)))
-    new = np.zeros(len(exits), np.int32)
-    new[met] = np.arange(len(met), dtype=np.int32)
-    counts = np.empty((len(taken), len(COUNTS)), np.uint32)
-    for column, name in enumerate(COUNTS):
-        counts[:, column] = taken[name]
-    slot = (taken["owner"] & _OWNER_MASK) - np.uint32(1)
-    return Drained(slot, new[at], exits[met], counts, unnamed)
+Rows = tuple[NDArray[np.uint32], NDArray[np.uint32], NDArray[np.uint32]]
 
 
-@dataclass(frozen=True, slots=True)
-class Names:
-    """What the tags of exits stand for.
+def _emptied(table: int, size: int) -> tuple[int, Rows]:
+    """How many blocks of a table of so many bytes were in use, and their rows; it is empty afterwards.
 
-    Attributes:
-        tags: shape (m,), ascending: the family above the tag.
-        exits: shape (m,), `EXIT`.
-        near: by the lowest bits of a tag's hash, where in `tags` to look first: exits are few and pairs are
-            many, so nearly every look is one look.
+    Part by part, and mapped for that moment alone: the tables are not part of our resident memory.
     """
-
-    tags: NDArray[np.uint64]
-    exits: NDArray[np.void]
-    near: NDArray[np.int32]
-
-    @classmethod
-    def none(cls) -> Names:
-        """Nothing has a name."""
-        return cls(np.empty(0, np.uint64), np.empty(0, EXIT), np.empty(0, np.int32))
-
-    @classmethod
-    def read(cls, table: int) -> Names:
-        """Every tag that has a name in the kernel's table."""
-        found = list(bpf.batches(table, EXIT_TAG.itemsize, EXIT.itemsize, _BATCH, remove=False))
-        keys = np.frombuffer(b"".join(keys for keys, _ in found), EXIT_TAG)
-        return cls.of(keys, np.frombuffer(b"".join(values for _, values in found), EXIT))
-
-    @classmethod
-    def of(cls, keys: NDArray[np.void], exits: NDArray[np.void]) -> Names:
-        """From tags by family, each once, and the exits that they stand for: shape (m,) each."""
-        tags = keys["family"].astype(np.uint64) << np.uint64(32) | keys["tag"]
-        order = np.argsort(tags, kind="stable")
-        near = np.zeros(1 << _NEAR_BITS, np.int32)
-        near[_hash(keys["tag"][order])] = np.arange(len(order), dtype=np.int32)
-        return cls(tags[order], exits[order], near)
-
-    def find(self, pairs: NDArray[np.void]) -> NDArray[np.int32]:
-        """Where the exit of each of these `PAIR` is in `exits`, -1 where it has no name: shape (n,)."""
-        if not len(self.tags):
-            return np.full(len(pairs), -1, np.int32)
-        tag, family = pairs["tag"], pairs["owner"] >> _FAMILY_SHIFT
-        at = self.near[_hash(tag)]
-        found = self.tags.astype(np.uint32)[at] == tag
-        found &= (self.tags >> np.uint64(32)).astype(np.uint32)[at] == family
-        rest = np.flatnonzero(~found)
-        if len(rest):
-            wanted = family[rest].astype(np.uint64) << np.uint64(32) | tag[rest]
-            near = np.minimum(np.searchsorted(self.tags, wanted), len(self.tags) - 1)
-            at[rest] = np.where(self.tags[near] == wanted, near, -1)
-        return at
+    parts, used = [rows(np.empty(0, BLOCK))], 0
+    for start in range(0, size, _PART):
+        with mmap.mmap(table, min(_PART, size - start), offset=start) as memory:
+            taken = _taken(memory)
+        if len(taken):
+            parts.append(rows(taken))
+            used += len(taken)
+    slots, numbers, counts = zip(*parts, strict=True)
+    return used, (np.concatenate(slots), np.concatenate(numbers), np.concatenate(counts))
 
 
-def _hash(tags: NDArray[np.uint32]) -> NDArray[np.uint16]:
-    """The halves of a tag together, so that neighbouring addresses differ."""
-    return (tags ^ tags >> np.uint32(_NEAR_BITS)).astype(np.uint16)
+def _taken(memory: mmap.mmap) -> NDArray[np.void]:
+    """The blocks of a part of a table that are in use, which are cleared."""
+    part = np.frombuffer(memory, BLOCK)
+    found = np.flatnonzero(part["owner"])
+    taken: NDArray[np.void] = part[found]
+    part[found] = np.zeros((), BLOCK)
+    return taken  # `part` is gone by then: the mapping cannot be closed while it is looked at
 
 
-def _take(memory: mmap.mmap) -> NDArray[np.void]:
-    """The pairs of a table, which is empty afterwards."""
-    table = np.frombuffer(memory, PAIR)
-    found = np.flatnonzero(table["owner"])
-    taken: NDArray[np.void] = table[found]
-    if len(found) * _MANY > len(table):
-        table[:] = np.zeros((), PAIR)
-    else:
-        table[found] = np.zeros((), PAIR)
-    return taken  # `table` is gone by then: the mapping cannot be closed while it is looked at
+def rows(taken: NDArray[np.void]) -> Rows:
+    """What `BLOCK` hold: slots and numbers of exits, shape (n,), and `COUNTS`, shape (n, 3).
+
+    A pair has a row for its flows and, from a block of the other kind, one for its votes and firsts.
+    """
+    block, place = np.nonzero(taken["count"])
+    value, owner = taken["count"][block, place], taken["owner"][block]
+    rest = owner >= VOTES_FIRSTS
+    counts = np.zeros((len(block), len(COUNTS)), np.uint32)
+    counts[~rest, 0] = value[~rest]
+    counts[rest, 1], counts[rest, 2] = value[rest] & _HALF_MASK, value[rest] >> _HALF
+    number = taken["group"][block] * np.uint32(EXITS_IN_BLOCK) + place.astype(np.uint32)
+    return (owner & ~VOTES_FIRSTS) - np.uint32(1), number, counts
 
 
 def read_slots(maps: Mapping[str, int], upto: int) -> NDArray[np.void]:
     """The states of slots 0..upto-1 as `SLOT`; trials only grow, so take differences."""
-    found = bytearray()
-    for _, values in bpf.batches(
-        maps["slots"], _KEY.size, SLOT_SIZE, max(min(upto, _BATCH), 1), remove=False
-    ):
-        found += values
-        if len(found) >= upto * SLOT_SIZE:
-            break
-    return np.frombuffer(bytes(found[: upto * SLOT_SIZE]), SLOT)
+    return _mapped(maps["slots"], upto, SLOT)
+
+
+def _mapped(table: int, count: int, dtype: np.dtype[np.void]) -> NDArray[np.void]:
+    """A copy of the first values of an array, without a call of bpf() for each."""
+    if not count:
+        return np.empty(0, dtype)
+    with mmap.mmap(table, count * dtype.itemsize, prot=mmap.PROT_READ) as memory:
+        return np.frombuffer(memory[: count * dtype.itemsize], dtype)
 
 
 def clear_slot(maps: Mapping[str, int], slot: int) -> None:

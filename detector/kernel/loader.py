@@ -8,16 +8,18 @@ handed over: only the kernel program can reach them.
 
 from __future__ import annotations
 
+import ctypes
 import errno
 import json
 import os
 import re
 import socket
+import struct
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -37,6 +39,8 @@ MAPS = (
 
 _CONFIRM = "__nf_conntrack_confirm"
 _FUNCTIONS = {"netfilter": b"on_packet", "kprobe": b"on_confirm"}
+_INSTRUCTION = struct.Struct("<BBhi")  # operation, registers, offset, number
+_CALL, _HELPER, _KERNEL_FUNCTION = 0x85, 0, 2 << 4  # what the source register says is called
 _MAX_MESSAGE = 65536
 _MAX_DESCRIPTORS = 32
 _MAX_ERRORS = 3
@@ -101,25 +105,55 @@ def _ending(status: int) -> str:
 
 def _build(request: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
     """Compile and attach; returns the BCC object (which keeps the maps open) and the answer's parts."""
-    sizes = Tables(**request["sizes"])
-    macros = source.offsets(conntrack_btf()) | source.draw_secret() | table_macros(sizes)
+    types = conntrack_btf()
+    macros = source.offsets(types) | source.draw_secret() | table_macros(Tables(**request["sizes"]))
     macros["EP_NAMESPACE"] = os.stat("/proc/self/ns/net").st_ino  # noqa: PTH116  (does not follow to a path)
+    wanted = HOOKS if request["hook"] == "auto" else (request["hook"],)
+    hook, refused, program, attached = _first_that_attaches(wanted, macros, types.kernel)
+    maps = {name: program[name.encode()].get_fd() for name in MAPS}
+    set_control(maps, time.monotonic(), request["session_gap"], pane=1)
+    bpf.update(maps["pairs"], bytes(4), maps["pairs_a"].to_bytes(4, sys.byteorder))
+    return program, {"hook": hook, "refused": refused, "descriptors": maps | attached}
+
+
+def compiled(hook: str, macros: Mapping[str, int], kernel: btf.Btf) -> Any:
+    """The program for one hook as a BCC object, with its maps made and nothing loaded.
+
+    Raises:
+        HostError: it does not compile, or the maps are refused.
+        OSError: the kernel is too old for the hook.
+    """
+    direct = {}
+    if hook == "netfilter":
+        direct = source.direct_reads(kernel, macros["EP_CT_SPAN"])
+        if not direct:
+            raise OSError(errno.ENOSYS, "this kernel has no netfilter programs, 6.4 and newer do")
     bcc = load_bcc()
     text = source.text().encode()
     with _c_messages() as messages:
         try:
-            program = bcc.BPF(text=text, cflags=source.flags(macros))
+            program = bcc.BPF(text=text, cflags=source.flags({**macros, **direct}))
         except Exception as error:
             raise HostError(
                 "the kernel program does not compile or its tables do not fit",
                 _errors(messages()) or str(error),
             ) from error
-    maps = {name: program[name.encode()].get_fd() for name in MAPS}
-    set_control(maps, time.monotonic(), request["session_gap"], pane=1)
-    bpf.update(maps["pairs"], bytes(4), maps["pairs_a"].to_bytes(4, sys.byteorder))
-    wanted = HOOKS if request["hook"] == "auto" else (request["hook"],)
-    hook, refused, attached = first_that_attaches(bcc, program, wanted)
-    return program, {"hook": hook, "refused": refused, "descriptors": maps | attached}
+    if direct:
+        _mark_kernel_function(bcc.lib, program.module, direct["EP_RDONLY_CAST"])
+    return program
+
+
+def _mark_kernel_function(library: Any, module: Any, number: int) -> None:
+    """Make calls of a kernel function of what Clang takes for calls of the helper with its number.
+
+    BCC knows helpers alone. The two instructions differ in one field, the source register.
+    """
+    name = _FUNCTIONS["netfilter"]
+    start = library.bpf_function_start(module, name)
+    code = (ctypes.c_char * library.bpf_function_size(module, name)).from_address(start)
+    for at in range(0, len(code), _INSTRUCTION.size):
+        if _INSTRUCTION.unpack_from(code, at) == (_CALL, _HELPER, 0, number):
+            _INSTRUCTION.pack_into(code, at, _CALL, _KERNEL_FUNCTION, 0, number)
 
 
 def conntrack_btf() -> btf.Btf:
@@ -128,13 +162,14 @@ def conntrack_btf() -> btf.Btf:
     return types if types.has("nf_conn", "status") else btf.read("nf_conntrack")
 
 
-def first_that_attaches(
-    bcc: Any, program: Any, hooks: tuple[str, ...]
-) -> tuple[str, dict[str, str], dict[str, int]]:
+def _first_that_attaches(
+    hooks: tuple[str, ...], macros: Mapping[str, int], kernel: btf.Btf
+) -> tuple[str, dict[str, str], Any, dict[str, int]]:
     """Try hooks in order.
 
     Returns:
-        The hook, why each one before it was refused, and the descriptors of program and links.
+        The hook, why each one before it was refused, the BCC object, and the descriptors of program and
+        links.
 
     Raises:
         HostError: none works.
@@ -143,7 +178,10 @@ def first_that_attaches(
     for hook in hooks:
         with _c_messages() as messages:
             try:
-                return hook, refused, _ATTACH[hook](bcc, program)
+                program = compiled(hook, macros, kernel)
+                return hook, refused, program, _ATTACH[hook](program)
+            except HostError:
+                raise
             except OSError as error:
                 refused[hook] = _reason(hook, error)
             except Exception:  # BCC raises bare ones; what happened is what it printed
@@ -152,7 +190,7 @@ def first_that_attaches(
     raise HostError(f"no hook can be attached ({what})", "see what is missing with: exitprint doctor")
 
 
-def _attach_netfilter(_bcc: Any, program: Any) -> dict[str, int]:
+def _attach_netfilter(program: Any) -> dict[str, int]:
     function = program.load_func(
         _FUNCTIONS["netfilter"], bpf.PROG_TYPE_NETFILTER, attach_type=bpf.ATTACH_NETFILTER
     )
@@ -160,12 +198,12 @@ def _attach_netfilter(_bcc: Any, program: Any) -> dict[str, int]:
     return {"program": function.fd, "link0": links[0], "link1": links[1]}
 
 
-def _attach_kprobe(bcc: Any, program: Any) -> dict[str, int]:
-    function = program.load_func(_FUNCTIONS["kprobe"], bcc.BPF.KPROBE)
+def _attach_kprobe(program: Any) -> dict[str, int]:
+    function = program.load_func(_FUNCTIONS["kprobe"], load_bcc().BPF.KPROBE)
     return {"program": function.fd, "link0": bpf.kprobe(function.fd, _CONFIRM)}
 
 
-_ATTACH: dict[str, Callable[[Any, Any], dict[str, int]]] = {
+_ATTACH: dict[str, Callable[[Any], dict[str, int]]] = {
     "netfilter": _attach_netfilter,
     "kprobe": _attach_kprobe,
 }

@@ -23,7 +23,11 @@ _FIELDS = {
     "EP_CT_STATUS": ("nf_conn", "status"),
     "EP_CT_NET": ("nf_conn", "ct_net.net"),
     "EP_NET_INUM": ("net", "ns.inum"),
+    "EP_STATE_PF": ("nf_hook_state", "pf"),
 }
+# A struct of nothing but u64, in every kernel's BTF; as part of the interface to user space it stays so.
+_WORDS = "rtnl_link_stats64"
+_CAST = "bpf_rdonly_cast"
 
 
 def folder() -> Path:
@@ -50,7 +54,20 @@ def offsets(btf: Btf) -> dict[str, int]:
         macros["EP_CT_NET"] + 8,
     }
     first = min(value for name, value in macros.items() if name.startswith("EP_CT_")) & ~7
-    return macros | {"EP_CT_FIRST": first, "EP_CT_SPAN": max(ends) - first}
+    return macros | {"EP_CT_FIRST": first, "EP_CT_SPAN": (max(ends) + 7 & ~7) - first}
+
+
+def direct_reads(kernel: Btf, span: int) -> dict[str, int]:
+    """Macros for reading memory without a copy; none where the kernel (before 6.2) cannot.
+
+    Args:
+        kernel: its own BTF, not that of a module: the numbers that the verifier wants are from there.
+        span: bytes.
+    """
+    cast, words = kernel.function(_CAST), kernel.struct(_WORDS)
+    if not cast or not words or kernel.size(_WORDS) < span:
+        return {}
+    return {"EP_RDONLY_CAST": cast, "EP_WORDS": words}
 
 
 def draw_secret() -> dict[str, int]:

@@ -12,12 +12,13 @@ from enum import IntEnum
 
 from detector.config import Tables
 from detector.family import Address, Family
-from detector.kernel import bpf
+from detector.kernel import bpf, peer_table
 
 MAX_POOLS = 64
 MAX_TUNNELS = 256
 WAYS = 4
-PAIRS_IN_LINE = 4
+EXITS_IN_BLOCK = 6
+EXIT_WAYS = 8
 PANE_BITS = 12
 
 SLOT_SIZE = 64
@@ -26,8 +27,6 @@ CHANCE_UNIT = 1 << 24
 _KEY = struct.Struct("<I")
 _CONTROL = struct.Struct("<4I")
 _POOL = struct.Struct("<4I4III")
-_NETWORK_PREFIX = struct.Struct("<II")
-_INTERFACE_BITS = 32
 
 FAMILIES = (Family.IPV4, Family.IPV6)
 
@@ -44,7 +43,6 @@ class Outcome(IntEnum):
     LOST_DESTINATIONS = 6
     LOST_PORTS = 7
     LOST_EXITS = 8
-    SETTLED = 9
 
 
 LOSSES = {
@@ -56,47 +54,35 @@ LOSSES = {
 }
 
 
-def pair_lines(sizes: Tables) -> int:
-    """Lines of a table of pairs: a power of two, with room for at least `sizes.pairs`."""
-    return int(1 << (max(sizes.pairs, PAIRS_IN_LINE) // PAIRS_IN_LINE - 1).bit_length())
+def _power_of_two(least: int) -> int:
+    """The smallest power of two that is not below."""
+    return int(1 << max(least - 1, 0).bit_length())
+
+
+def blocks(sizes: Tables) -> int:
+    """Blocks of a table of pairs: those of `sizes.pairs` pairs of which no two share one."""
+    return _power_of_two(sizes.pairs)
+
+
+def room(sizes: Tables) -> dict[str, int]:
+    """How much fits in the tables that can fill up while the service runs: blocks of pairs, peers, exits."""
+    return {"pairs": blocks(sizes), "peers": sizes.peers, "exits": sizes.exits}
 
 
 def macros(sizes: Tables) -> dict[str, int]:
     """The sizes of the tables as the C source names them."""
     return {
         "EP_PEERS": sizes.peers,
-        "EP_PAIR_LINES": pair_lines(sizes),
+        "EP_PEER_LINES": peer_table.lines(sizes),
+        "EP_BLOCKS": blocks(sizes),
         "EP_DESTINATION_BUCKETS": max(sizes.destinations // WAYS, 1),
         "EP_PORT_BUCKETS": max(sizes.ports // WAYS, 1),
         "EP_POOLS": MAX_POOLS,
         "EP_EXITS": sizes.exits,
+        "EP_EXIT_LINES": _power_of_two(2 * sizes.exits // EXIT_WAYS),
         "EP_PANES": sizes.panes,
         "EP_MEASURED": sizes.measured,
     }
-
-
-def set_peer(maps: Mapping[str, int], ifindex: int, address: Address, prefix_length: int, slot: int) -> None:
-    """Make flows from a tunnel address, or from a network of them, count for a slot.
-
-    Raises:
-        OSError: E2BIG or ENOSPC when the table is full.
-    """
-    table, key = _peer_key(ifindex, address, prefix_length)
-    bpf.update(maps[table], key, _KEY.pack(slot))
-
-
-def remove_peer(maps: Mapping[str, int], ifindex: int, address: Address, prefix_length: int) -> None:
-    """Forget a tunnel address or a network of them."""
-    table, key = _peer_key(ifindex, address, prefix_length)
-    bpf.delete(maps[table], key)
-
-
-def _peer_key(ifindex: int, address: Address, prefix_length: int) -> tuple[str, bytes]:
-    """The table that an allowed-ip belongs in, and its key there."""
-    if prefix_length == address.max_prefixlen:  # as conntrack keeps it: zeros after an IPv4 address
-        return "peers", _KEY.pack(ifindex) + address.packed.ljust(16, b"\0")
-    prefix = _NETWORK_PREFIX.pack(_INTERFACE_BITS + prefix_length, ifindex)
-    return f"networks{address.version}", prefix + address.packed
 
 
 def set_tunnel(maps: Mapping[str, int], ifindex: int) -> None:

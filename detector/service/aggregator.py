@@ -224,7 +224,7 @@ class Aggregator:
         self, report: Report, observed: list[Observed], counts: Counts, durations: Mapping[str, float]
     ) -> None:
         self._good = time.monotonic()
-        fullest = self._counts.take_fullest()
+        fill = self._counts.take_fill()
         before = self.snapshot
         since = before.since if before.report and before.report.verdict is report.verdict else time.time()
         self.snapshot = Snapshot(
@@ -236,11 +236,7 @@ class Aggregator:
             durations=durations,
             outcomes=self._counts.outcomes(),
             drained_rows=self._counts.drained_rows,
-            fill={
-                "pairs": fullest,
-                "peers": self.roster.present,
-                "window": len(counts.pairs.keys),
-            },
+            fill={**fill, "peers": self.roster.present, "window": len(counts.pairs.keys)},
             refused_peers=self._refused,
             resident={"sensor": self._sensor_rss, "aggregator": resident_bytes()},
             run_time=bpf.run_time(self._maps["program"]),
@@ -255,7 +251,7 @@ class Aggregator:
             waiting=self._waiting,
             reload=self._reload,
             peers=self._views(report, observed),
-            holds=self._holds(fullest),
+            holds=self._holds(fill),
         )
 
     def _views(self, report: Report, observed: list[Observed]) -> tuple[PeerView, ...]:
@@ -267,10 +263,10 @@ class Aggregator:
             if family.columns is not None
         )
 
-    def _holds(self, drained: int) -> tuple[Holding, ...]:
+    def _holds(self, fill: Mapping[str, int]) -> tuple[Holding, ...]:
         held = self._window.held(time.monotonic())
         kept = len(self._before)
-        return holdings(self._config, self._sensor_holds, self.roster, self._exits, held, drained, kept)
+        return holdings(self._config, self._sensor_holds, self.roster, self._exits, held, fill, kept)
 
     def rehearse(self) -> None:
         """Judge a relay that is made up, so that all that this needs is imported; nothing is to be kept.

@@ -33,7 +33,6 @@ class KernelCounts:
         self._tables = PairTables(maps, sizes)
         self._slots = np.zeros(0, SLOT)
         self._outcomes = np.zeros(SHAPE, np.int64)
-        self._unnamed = np.zeros(len(FAMILIES), np.int64)
         self.drained_rows = 0
         self._fullest = 0
 
@@ -49,14 +48,13 @@ class KernelCounts:
         """Empty the kernel's table of pairs; what comes back has not been attributed yet."""
         drained = self._tables.drain()
         self.drained_rows += len(drained)
-        self._unnamed += drained.unnamed
-        self._fullest = max(self._fullest, len(drained))
+        self._fullest = max(self._fullest, drained.blocks)
         return drained
 
-    def take_fullest(self) -> int:
-        """The most pairs that a drain has found since this was asked."""
+    def take_fill(self) -> dict[str, int]:
+        """By table: exits met, and the most blocks of pairs that a drain found since this was asked."""
         fullest, self._fullest = self._fullest, 0
-        return fullest
+        return {"pairs": fullest, "exits": self._tables.exits}
 
     def attribute(self, drained: Drained, roster: Roster, exits: Exits) -> Counts:
         """Put what was drained, and the growth of trials and outcomes, under the rows of the roster.
@@ -88,8 +86,6 @@ class KernelCounts:
         now = np.zeros(SHAPE, np.int64)
         for (family, outcome), count in read_outcomes(self._maps).items():
             now[FAMILIES.index(family), outcome] = count
-        now[:, Outcome.COUNTED] -= self._unnamed
-        now[:, Outcome.LOST_EXITS] += self._unnamed
         growth = now - self._outcomes
         self._outcomes = now
         return growth

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from detector.config import Config
+from detector.kernel.tables import room
 from detector.service.roster import Exits, Roster
 from detector.service.window import Held
 
@@ -55,7 +56,7 @@ def holdings(
     roster: Roster,
     exits: Exits,
     window: Held,
-    drained: int,
+    fill: Mapping[str, int],
     before: int = 0,
 ) -> tuple[Holding, ...]:
     """Everything that is held.
@@ -66,12 +67,12 @@ def holdings(
         roster: pseudonyms.
         exits: exit addresses.
         window: what the window holds.
-        drained: pairs that the fullest drain of the last cycle found.
+        fill: entries in use of the kernel's tables, by name.
         before: slots of which the exit under the rules of before is remembered.
     """
     return (
         *_of_sensor(config, sensor),
-        *_of_kernel(config, roster, drained),
+        *_of_kernel(config, roster, fill),
         *_of_aggregator(config, roster, exits, window),
         Holding(
             "aggregator",
@@ -97,16 +98,18 @@ def _of_sensor(config: Config, counted: Mapping[str, int]) -> Iterator[Holding]:
     yield Holding("sensor", "the key that pseudonyms are made with", 1, _PROGRAM)
 
 
-def _of_kernel(config: Config, roster: Roster, drained: int) -> Iterator[Holding]:
-    tables = config.tables
+def _of_kernel(config: Config, roster: Roster, fill: Mapping[str, int]) -> Iterator[Holding]:
+    tables, fits = config.tables, room(config.tables)
     follows = "as long as the sensor holds the tunnel address"
     drain = f"until it is drained, every {config.interval:g} s"
     yield Holding("kernel", "tunnel address → slot", roster.present, follows, tables.peers)
     yield Holding(
         "kernel", "slot → time of its last flow, counters of trials", roster.present, follows, tables.peers
     )
-    yield Holding("kernel", "pairs of slot and exit address, as drained last", drained, drain, tables.pairs)
-    yield Holding("kernel", "exit addresses", None, _PROGRAM, tables.exits)
+    yield Holding(
+        "kernel", "counts of slots by six exits, as drained last", fill.get("pairs"), drain, fits["pairs"]
+    )
+    yield Holding("kernel", "exit addresses", fill.get("exits"), _PROGRAM, fits["exits"])
     yield Holding("kernel", "keyed hashes of slot and destination", None, _KERNEL_MEMORY, tables.destinations)
     yield Holding("kernel", "keyed hashes of slot and source port", None, _KERNEL_MEMORY, tables.ports)
 

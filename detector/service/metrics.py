@@ -68,7 +68,7 @@ _FAMILY = Label("family", tuple(Family))
 _VERDICT = Label("verdict", VERDICTS)
 _PREDICTOR = Label("predictor", NAMES)
 _CONTRAST = Label("contrast", ("any", "same_destination", "same_port"))
-_TABLE = Label("table", ("pairs", "peers", "window"))
+_TABLE = Label("table", ("pairs", "peers", "exits", "window"))
 
 METRICS = (
     Metric("relay_verdict", "gauge", "", (_FAMILY, _VERDICT),
@@ -118,10 +118,11 @@ METRICS = (
            "Cycles of drain and analysis, by result.", "aggregator"),
     Metric("last_good_cycle_timestamp_seconds", "gauge", "seconds", (),
            "When the last cycle ended that made a report.", "aggregator"),
-    Metric("rows_drained", "counter", "", (), "Pairs read from the kernel tables.", "aggregator"),
+    Metric("rows_drained", "counter", "", (), "Rows of counts read from the kernel tables.", "aggregator"),
     Metric("table_entries", "gauge", "", (_TABLE,),
-           "Entries in use: pairs that the last drain found, peers, pairs in the window.", "aggregator"),
-    Metric("table_capacity", "gauge", "", (Label("table", ("pairs", "peers")),),
+           "Entries in use: blocks of pairs at the last drain, peers, exits met, pairs in the window.",
+           "aggregator"),
+    Metric("table_capacity", "gauge", "", (Label("table", ("pairs", "peers", "exits")),),
            "Entries that fit.", "configuration"),
     Metric("peers_refused", "gauge", "", (),
            "Tunnel addresses that tables.peers has no room for.", "sensor"),

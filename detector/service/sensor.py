@@ -25,6 +25,7 @@ from detector import logs
 from detector.config import Config
 from detector.errors import EXIT_HOST, ExitprintError
 from detector.kernel import tables
+from detector.kernel.peer_table import PeerTable
 from detector.logs import get_logger
 from detector.peers.model import Snapshot
 from detector.peers.read import read_peers
@@ -78,6 +79,7 @@ class Sensor:
         self._maps = maps
         self._channel = channel
         self.slots = SlotTable(config.tables.peers)
+        self._table = PeerTable(maps, config.tables)
         self._written: dict[int, Slot] = {}
         self._tunnels: frozenset[int] = frozenset()
         self._mapping = NatMapping.nothing()
@@ -241,12 +243,12 @@ class Sensor:
                 now=len(self.slots),
             )
         for slot in (*changes.added, *changes.moved):
-            tables.set_peer(self._maps, slot.ifindex, slot.allowed.address, slot.allowed.prefix, slot.number)
+            self._table.set(slot.ifindex, slot.allowed.address, slot.allowed.prefix, slot.number)
             self._written[slot.number] = slot
 
     def _erase(self, number: int) -> None:
         slot = self._written.pop(number)
-        tables.remove_peer(self._maps, slot.ifindex, slot.allowed.address, slot.allowed.prefix)
+        self._table.remove(slot.ifindex, slot.allowed.address, slot.allowed.prefix)
 
     def _rows(self, added: Sequence[Slot]) -> list[list[Any]]:
         """Slots as the aggregator is told of them."""

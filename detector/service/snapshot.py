@@ -17,7 +17,7 @@ from detector.analysis.report import VERDICTS, AnonymityReport, FamilyReport, Re
 from detector.config import Config
 from detector.family import Family
 from detector.kernel.bpf import RunTime
-from detector.kernel.tables import LOSSES, Outcome
+from detector.kernel.tables import LOSSES, Outcome, room
 from detector.service.exporter import Samples
 from detector.service.holdings import Holding
 from detector.service.load import Load
@@ -126,7 +126,6 @@ def _total(now: Snapshot, outcome: Outcome) -> int:
 
 def samples(now: Snapshot, about: About) -> Samples:
     """Everything for /metrics, by name of the metric."""
-    tables = about.config.tables
     found: dict[str, Rows] = {
         "build": [((__version__,), 1)],
         "hook": [((about.hook,), 1)],
@@ -137,7 +136,7 @@ def samples(now: Snapshot, about: About) -> Samples:
         "last_good_cycle_timestamp_seconds": [((), now.made)],
         "rows_drained": [((), now.drained_rows)],
         "table_entries": [((table,), entries) for table, entries in now.fill.items()],
-        "table_capacity": [(("pairs",), tables.pairs), (("peers",), tables.peers)],
+        "table_capacity": [((table,), fits) for table, fits in room(about.config.tables).items()],
         "peers_refused": [((), now.refused_peers)],
         "process_resident_memory_bytes": [((process,), size) for process, size in now.resident.items()],
         "program_run_seconds": [((), now.run_time.nanoseconds / 1e9)],

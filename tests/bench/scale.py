@@ -13,6 +13,7 @@ import json
 import mmap
 import os
 import socket
+import struct
 import subprocess
 import sys
 import threading
@@ -32,9 +33,9 @@ from detector.analysis.verdict import judge
 from detector.config import Config, Tables
 from detector.family import Family
 from detector.kernel import bpf
-from detector.kernel.drain import PAIR, SLOT, possible_processors
+from detector.kernel.drain import BLOCK, SLOT, VOTES_FIRSTS, possible_processors
 from detector.kernel.loader import load
-from detector.kernel.tables import PAIRS_IN_LINE, Outcome, pair_lines
+from detector.kernel.tables import EXITS_IN_BLOCK, Outcome, blocks
 from detector.lab.namespaces import Namespace, entered, ip_batch
 from detector.service.aggregator import Aggregator
 from detector.service.channel import Channel
@@ -46,6 +47,7 @@ _NAMESPACE = "exitprint-scale"
 _EXITS = 250
 _FIRST_EXIT = IPv4Address("198.18.0.1")
 _PREDICTORS = ("kernel_persistent", "modulo", "linear")
+_BATCH = struct.Struct("<QQQQIIQQ")  # in_batch, out_batch, keys, values, count, map_fd, elem_flags, flags
 _MAP_UPDATE_BATCH = 26
 _FLOWS, _VOTES = 4, 1  # of a pair
 
@@ -185,20 +187,19 @@ def _fill(maps: dict[str, int], sizes: Tables, peers: int, pairs: int, seed: int
     """Write what the kernel program would have counted."""
     for number in range(_EXITS):
         packed = bytes(10) + b"\xff\xff" + (_FIRST_EXIT + number).packed
-        bpf.update(maps["exits"], np.array([0, number], "<u4").tobytes(), packed)
+        bpf.update(maps["exits"], number.to_bytes(4, "little"), packed)
     peer, exit_ = _drawn(peers, pairs, seed)
-    bytes_ = pair_lines(sizes) * PAIRS_IN_LINE * PAIR.itemsize
-    places = np.random.default_rng(seed).permutation(pair_lines(sizes) * PAIRS_IN_LINE)[: len(peer)]
+    groups, block = np.unique(peer << 32 | exit_ // EXITS_IN_BLOCK, return_inverse=True)
+    written = np.zeros((2, len(groups)), BLOCK)
+    written["group"], written["owner"] = groups & 0xFFFFFFFF, (groups >> 32) + 1
+    written["owner"][1] |= VOTES_FIRSTS
+    written["count"][0, block, exit_ % EXITS_IN_BLOCK] = _FLOWS
+    written["count"][1, block, exit_ % EXITS_IN_BLOCK] = _VOTES + (exit_ % 10 == 0) * 0x10000
+    places = np.random.default_rng(seed).permutation(blocks(sizes))[: written.size]
     # The one that is written now is the one that the map of maps names; an empty one is like the other.
-    with mmap.mmap(_written(maps), bytes_) as memory:
-        table = np.frombuffer(memory, PAIR)
-        table["tag"][places] = exit_
-        table["owner"][places] = peer + 1
-        table["flows"][places], table["votes"][places], table["firsts"][places] = (
-            _FLOWS,
-            _VOTES,
-            exit_ % 10 == 0,
-        )
+    with mmap.mmap(_written(maps), blocks(sizes) * BLOCK.itemsize) as memory:
+        table = np.frombuffer(memory, BLOCK)
+        table[places] = written.ravel()
         del table
     _count(maps, len(peer) * _FLOWS)
     slots = np.zeros(peers, SLOT)
@@ -236,7 +237,7 @@ def _count(maps: dict[str, int], flows: int) -> None:
 
 def _update_many(table: int, keys: NDArray[Any], values: NDArray[Any]) -> None:
     keys, values = np.ascontiguousarray(keys), np.ascontiguousarray(values)
-    attributes = bpf._BATCH.pack(0, 0, keys.ctypes.data, values.ctypes.data, len(keys), table, 0, 0)
+    attributes = _BATCH.pack(0, 0, keys.ctypes.data, values.ctypes.data, len(keys), table, 0, 0)
     bpf._bpf(_MAP_UPDATE_BATCH, attributes)
 
 

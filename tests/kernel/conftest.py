@@ -43,7 +43,7 @@ def shared(loaded: Loaded) -> tuple[PairTables, Iterator[int]]:
 def program(relay: Relay, loaded: Loaded, shared: tuple[PairTables, Iterator[int]]) -> Iterator[Program]:
     """The program with nothing counted, no peers and an empty conntrack."""
     relay.forget()
-    program = Program(relay, loaded, *shared)
+    program = Program(relay, loaded, SHARED, *shared)
     program.control(1.0, pane=1, session_gap=GAP)
     yield program
     program.release()

@@ -20,7 +20,8 @@ from detector.config import Tables
 from detector.family import Address, Family, unpack
 from detector.kernel import loader
 from detector.kernel.drain import PairTables, clear_slot, read_outcomes, read_slots
-from detector.kernel.tables import Outcome, remove_peer, set_control, set_peer, set_tunnel
+from detector.kernel.peer_table import PeerTable
+from detector.kernel.tables import Outcome, set_control, set_tunnel
 from detector.lab.namespaces import entered
 from tests.kernel.topology import Entry, Relay
 
@@ -56,6 +57,7 @@ class Program:
     Args:
         relay: where it is attached.
         loaded: what the loader handed over.
+        sizes: those that it was loaded with.
         pairs: its tables of pairs, which know the one that is written.
         numbers: the slots that are still unused.
     """
@@ -64,14 +66,15 @@ class Program:
         self,
         relay: Relay,
         loaded: loader.Loaded,
+        sizes: Tables,
         pairs: PairTables,
         numbers: Iterator[int] | None = None,
     ) -> None:
         self.relay, self.loaded, self.maps = relay, loaded, loaded.descriptors
         self.pairs = pairs
+        self.table = PeerTable(self.maps, sizes)
         self._numbers = numbers or count()
         self._peers: list[tuple[int, Address, int]] = []
-        self.unnamed = 0  # flows that were drained for exits without a name
         self.pairs.drain()
         self._base = read_outcomes(self.maps)
 
@@ -83,7 +86,7 @@ class Program:
         else:
             first, length = address, address.max_prefixlen
         key = (self.relay.tun0 if ifindex is None else ifindex, first, length)
-        set_peer(self.maps, *key, slot)
+        self.table.set(*key, slot)
         clear_slot(self.maps, slot)
         self._peers.append(key)
         return slot
@@ -95,7 +98,7 @@ class Program:
     def release(self) -> None:
         """Take the peers of this test out again."""
         for key in self._peers:
-            remove_peer(self.maps, *key)
+            self.table.remove(*key)
 
     def control(self, now: float, pane: int = 1, session_gap: float = GAP) -> None:
         """Set the time (seconds) and the pane."""
@@ -104,7 +107,6 @@ class Program:
     def drain(self) -> Counted:
         """What was counted since the last drain."""
         drained = self.pairs.drain()
-        self.unnamed += sum(drained.unnamed)
         counted = Counted(Counter(), Counter(), Counter())
         exits = [unpack(bytes(exit_)) for exit_ in drained.exits]
         for slot, exit_, counts in zip(drained.slot, drained.exit, drained.counts, strict=True):
@@ -142,7 +144,7 @@ def running(relay: Relay, sizes: Tables) -> Iterator[Program]:
     """A program of its own with tables of these sizes, and with an empty conntrack."""
     relay.forget()
     with attached(relay, sizes) as loaded:
-        yield Program(relay, loaded, PairTables(loaded.descriptors, sizes))
+        yield Program(relay, loaded, sizes, PairTables(loaded.descriptors, sizes))
 
 
 @contextmanager

@@ -59,7 +59,9 @@ def test_the_aggregators_numbers_are_those_of_its_tables() -> None:
     config = Config(tables=Tables(peers=16, destinations=64))
     found: dict[str, Holding] = {
         one.what: one
-        for one in holdings(config, {"keys": 7}, roster, exits, Held(1, 4, 0, 2.0, 80), drained=6, before=2)
+        for one in holdings(
+            config, {"keys": 7}, roster, exits, Held(1, 4, 0, 2.0, 80), fill={"pairs": 6}, before=2
+        )
     }
     assert found["pseudonyms of tunnel addresses on the relay"].count == 3
     assert found["pseudonyms of tunnel addresses that are gone"].count == 2

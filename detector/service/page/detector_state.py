@@ -6,7 +6,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from detector import __version__
-from detector.kernel.tables import LOSSES, Outcome
+from detector.kernel.tables import LOSSES, Outcome, room
 from detector.service.page import runbooks
 from detector.service.page.html import Markup, element, join
 from detector.service.page.pictures import percent, sign
@@ -92,7 +92,6 @@ def _counting(now: Snapshot) -> list[_Fact]:
 
 
 def _tables(now: Snapshot, about: About) -> list[_Fact]:
-    sizes = {"pairs": about.config.tables.pairs, "peers": about.config.tables.peers}
     facts = [
         _Fact(
             f"Table of {name}",
@@ -100,7 +99,7 @@ def _tables(now: Snapshot, about: About) -> list[_Fact]:
             now.fill[name] < _NEARLY_FULL * size,
             "ExitprintTableNearlyFull",
         )
-        for name, size in sizes.items()
+        for name, size in room(about.config.tables).items()
         if name in now.fill
     ]
     if now.refused_peers:
