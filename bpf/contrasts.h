@@ -57,7 +57,7 @@ static __always_inline enum memory remember(struct bucket *bucket, u64 tag, u32 
 	return NEW;
 }
 
-static __always_inline enum memory remember_destination(u32 slot, const struct flow *flow, u32 mark, u32 pane)
+static __always_inline enum memory remember_destination(u64 owner, const struct flow *flow, u32 mark, u32 pane)
 {
 	struct address destination = destination_of(flow);
 	struct siphash s;
@@ -66,7 +66,7 @@ static __always_inline enum memory remember_destination(u32 slot, const struct f
 	u32 index;
 
 	siphash_start(&s);
-	siphash_word(&s, slot);
+	siphash_word(&s, owner);
 	siphash_word(&s, destination.half[0]);
 	if (flow->family)
 		siphash_word(&s, destination.half[1]);
@@ -76,7 +76,7 @@ static __always_inline enum memory remember_destination(u32 slot, const struct f
 	return bucket ? remember(bucket, hash >> TAG_SHIFT, mark, pane) : FULL;
 }
 
-static __always_inline enum memory remember_port(u32 slot, const struct flow *flow, u32 mark, u32 pane)
+static __always_inline enum memory remember_port(u64 owner, const struct flow *flow, u32 mark, u32 pane)
 {
 	struct siphash s;
 	struct bucket *bucket;
@@ -84,7 +84,8 @@ static __always_inline enum memory remember_port(u32 slot, const struct flow *fl
 	u32 index;
 
 	siphash_start(&s);
-	siphash_word(&s, (u64)slot << 32 | port_of(flow));
+	siphash_word(&s, owner);
+	siphash_word(&s, port_of(flow));
 	hash = siphash_end(&s);
 	index = (u32)hash & (EP_PORT_BUCKETS - 1);
 	bucket = ports.lookup(&index);
@@ -94,9 +95,10 @@ static __always_inline enum memory remember_port(u32 slot, const struct flow *fl
 /* True when the flow is a vote. */
 static __always_inline bool measure(u32 id, struct slot *slot, const struct flow *flow, const struct control *control)
 {
+	u64 owner = (u64)slot->owners << 32 | id; /* what a peer of before has left in the memories is not found */
 	u32 mark = exit_mark(flow);
-	enum memory destination = remember_destination(id, flow, mark, control->pane);
-	enum memory port = remember_port(id, flow, mark, control->pane);
+	enum memory destination = remember_destination(owner, flow, mark, control->pane);
+	enum memory port = remember_port(owner, flow, mark, control->pane);
 
 	if (destination == FULL || port == FULL) {
 		count_outcome(flow->family, destination == FULL ? LOST_DESTINATIONS : LOST_PORTS);

@@ -108,7 +108,8 @@ struct slot {
 	u32 same_port_true;
 	u32 destination_tried;
 	u32 destination_hit;
-	u32 spare[4];
+	u32 owners; /* how many peers it has stood for before: part of the keys of both memories */
+	u32 spare[3];
 };
 BPF_F_TABLE("array", u32, struct slot, slots, EP_PEERS, BPF_F_MMAPABLE);
 

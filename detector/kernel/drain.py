@@ -40,7 +40,8 @@ SLOT = np.dtype(
         ("same_port_true", "<u4"),
         ("destination_tried", "<u4"),
         ("destination_hit", "<u4"),
-        ("spare", "<u4", (4,)),
+        ("owners", "<u4"),
+        ("spare", "<u4", (3,)),
     ]
 )
 
@@ -159,7 +160,10 @@ def _mapped(table: int, count: int, dtype: np.dtype[np.void]) -> NDArray[np.void
 
 def clear_slot(maps: Mapping[str, int], slot: int) -> None:
     """Forget what is known of a slot before it stands for another peer."""
-    bpf.update(maps["slots"], _KEY.pack(slot), bytes(SLOT_SIZE))
+    before = np.frombuffer(bpf.lookup(maps["slots"], _KEY.pack(slot), SLOT_SIZE), SLOT)
+    empty = np.zeros(1, SLOT)
+    empty["owners"] = before["owners"] + np.uint32(1)
+    bpf.update(maps["slots"], _KEY.pack(slot), empty.tobytes())
 
 
 def read_outcomes(maps: Mapping[str, int]) -> dict[tuple[Family, Outcome], int]:

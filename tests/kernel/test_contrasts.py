@@ -12,6 +12,7 @@ import pytest
 
 from detector.config import Tables
 from detector.family import Address
+from detector.kernel.drain import clear_slot
 from detector.kernel.tables import Outcome
 from tests.kernel.program import SMALL, Model, Program, running
 from tests.kernel.topology import EXITS4, EXITS6, LEAVE, Flow, Relay, peer, site
@@ -69,6 +70,21 @@ def test_a_port_of_another_protocol_is_another_port(relay: Relay, program: Progr
     _send(relay, 4, [(2, 20001, "B")], "tcp")
     assert program.drain().votes.total() == 2
     assert program.trials(slot)[:2] == ((0, 0), (0, 0))
+
+
+def test_a_slot_has_nothing_from_the_peer_before(relay: Relay, program: Program) -> None:
+    """When a slot goes to another peer, destinations and ports that the first one used are new."""
+    rule = f"{LEAVE} snat to {_exit('A', 4)}"
+    relay.rules(rule)
+    slot = program.add(peer(1))
+    relay.send([Flow(peer(1), site(1), 20001)])
+    program.table.remove(relay.tun0, peer(1), 32)
+    clear_slot(program.maps, slot)
+    program.table.set(relay.tun0, peer(2), 32, slot)
+    relay.send([Flow(peer(2), site(1), 20001), Flow(peer(2), site(1), 20002)])
+    program.table.remove(relay.tun0, peer(2), 32)
+    assert program.drain().votes.total() == 2
+    assert program.trials(slot)[:2] == ((1, 1), (0, 0))
 
 
 @pytest.mark.parametrize(("version", "flags"), [*product((4, 6), ("", "random", "persistent"))])
