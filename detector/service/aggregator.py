@@ -127,7 +127,10 @@ class Aggregator:
 
     def _take(self, drained: Drained) -> None:
         self._window.add(self._counts.attribute(drained, self.roster, self._exits))
-        self._pane += self._window.turn(time.monotonic())
+        turned = self._window.turn(time.monotonic())
+        if turned:
+            self.roster.forget(self._window.rows())
+        self._pane += turned
         self._set_control()
 
     def _add(self, message: Message) -> None:

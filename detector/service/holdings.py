@@ -118,9 +118,7 @@ def _of_aggregator(config: Config, roster: Roster, exits: Exits, window: Held) -
     epoch = "until the NAT rules change, or the service ends"
     leaves = f"until the window of {config.window:g} s has passed over it, or the NAT rules change"
     yield Holding("aggregator", "pseudonyms of tunnel addresses on the relay", roster.present, epoch)
-    yield Holding(
-        "aggregator", "pseudonyms of tunnel addresses that are gone", roster.rows - roster.present, epoch
-    )
+    yield Holding("aggregator", "pseudonyms of tunnel addresses that are gone", roster.gone, leaves)
     yield Holding("aggregator", "predicted exits of those", roster.predictions, epoch)
     yield Holding("aggregator", "exit addresses", len(exits), epoch)
     yield Holding(

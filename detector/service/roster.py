@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The peers as the aggregator knows them: rows with a pseudonym and predicted exits, and nothing else.
 
-A row is one stay of one tunnel address in a slot of the kernel tables. Slots are used again; rows never are,
-so the evidence of two peers cannot mix.
+A row is one stay of one tunnel address in a slot of the kernel tables. It is used again only when nothing is
+left that was counted for it, so the evidence of two peers cannot mix.
 """
 
 from __future__ import annotations
@@ -68,11 +68,17 @@ class Roster:
         self._present = np.empty(0, np.bool_)
         self._pseudonym = np.empty(0, "S24")
         self._predicted: dict[str, NDArray[np.int32]] = {}
+        self._free = np.empty(0, np.int64)
 
     @property
     def rows(self) -> int:
-        """How many rows there have been."""
+        """How many rows there are, forgotten ones included."""
         return len(self._family)
+
+    @property
+    def gone(self) -> int:
+        """How many rows are of somebody who has left and is not forgotten."""
+        return self.rows - self.present - len(self._free)
 
     @property
     def slots(self) -> int:
@@ -94,20 +100,29 @@ class Roster:
         """Take up slots; a slot that is taken already gets a new row."""
         if not members:
             return
-        first, count = self.rows, len(members)
         slots = np.array([one.slot for one in members])
         self._make_room(int(slots.max()) + 1)
         before = self._row_of_slot[slots]
         self._present[before[before != NOBODY]] = False
-        self._row_of_slot[slots] = np.arange(first, first + count)
+        rows = self._take_rows(len(members))
+        self._row_of_slot[slots] = rows
         families = list(Family)
-        self._family = np.append(
-            self._family, np.array([families.index(one.family) for one in members], np.uint8)
-        )
-        self._wide = np.append(self._wide, np.array([one.wide for one in members], np.bool_))
-        self._present = np.append(self._present, np.ones(count, np.bool_))
-        self._pseudonym = np.append(self._pseudonym, np.array([one.pseudonym for one in members], "S24"))
-        self._add_predictions(first, members)
+        self._family[rows] = [families.index(one.family) for one in members]
+        self._wide[rows] = [one.wide for one in members]
+        self._present[rows] = True
+        self._pseudonym[rows] = [one.pseudonym.encode() for one in members]
+        self._add_predictions(rows, members)
+
+    def _take_rows(self, count: int) -> NDArray[np.int64]:
+        """Rows that are free, and new ones; the array of names is another one afterwards."""
+        free, self._free = self._free[:count], self._free[count:]
+        new = count - len(free)
+        rows = np.concatenate([free, np.arange(self.rows, self.rows + new)])
+        self._family = np.append(self._family, np.zeros(new, np.uint8))
+        self._wide = np.append(self._wide, np.zeros(new, np.bool_))
+        self._present = np.append(self._present, np.zeros(new, np.bool_))
+        self._pseudonym = np.append(self._pseudonym, np.zeros(new, "S24"))
+        return rows
 
     def _make_room(self, slots: int) -> None:
         if slots > len(self._row_of_slot):
@@ -115,15 +130,15 @@ class Roster:
             grown[: len(self._row_of_slot)] = self._row_of_slot
             self._row_of_slot = grown
 
-    def _add_predictions(self, first: int, members: Sequence[Member]) -> None:
+    def _add_predictions(self, rows: NDArray[np.int64], members: Sequence[Member]) -> None:
         names = {name for one in members for name in one.predictions} | set(self._predicted)
         for name in names:
             said = [one.predictions.get(name, ()) for one in members]
-            before = self._predicted.get(name, np.empty((first, 0), np.int32))
+            before = self._predicted.get(name, np.empty((0, 0), np.int32))
             pools = max(before.shape[1], *(len(row) for row in said))
-            table = np.full((first + len(members), pools), NOBODY, np.int32)
-            table[:first, : before.shape[1]] = before
-            for row, exits in enumerate(said, first):
+            table = np.full((self.rows, pools), NOBODY, np.int32)
+            table[: before.shape[0], : before.shape[1]] = before
+            for row, exits in zip(rows, said, strict=True):
                 table[row, : len(exits)] = [self._known(text) for text in exits]
             self._predicted[name] = table
 
@@ -136,6 +151,22 @@ class Roster:
             if self._row_of_slot[slot] != NOBODY:
                 self._present[self._row_of_slot[slot]] = False
                 self._row_of_slot[slot] = NOBODY
+
+    def forget(self, seen: NDArray[np.integer]) -> None:
+        """Let go of who has left, unless there is evidence in the window.
+
+        Args:
+            seen: rows with evidence, in any order.
+        """
+        gone = ~self._present
+        gone[seen] = gone[self._free] = False
+        rows = np.flatnonzero(gone)
+        if len(rows):
+            self._pseudonym = self._pseudonym.copy()
+            self._pseudonym[rows] = b""
+            for table in self._predicted.values():
+                table[rows] = NOBODY
+            self._free = np.concatenate([self._free, rows])
 
     def rows_of(self, slots: NDArray[np.integer]) -> NDArray[np.int64]:
         """The row of each slot, `NOBODY` where there is none."""
@@ -175,7 +206,7 @@ class Roster:
 
     @property
     def names(self) -> NDArray[np.bytes_]:
-        """The pseudonyms by row; the array is never changed, a later one may be longer."""
+        """The pseudonyms by row; the array is never changed, a later one may differ."""
         return self._pseudonym
 
     def are_present(self, rows: NDArray[np.integer]) -> NDArray[np.bool_]:

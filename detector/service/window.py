@@ -106,6 +106,12 @@ class Window:
             self._closed_total = Counts.total(list(self._closed))
         return turned
 
+    def rows(self) -> NDArray[np.int64]:
+        """The rows of which there is something in the window, each once or more often."""
+        total = self.total()
+        pairs = total.pairs.keys >> np.uint64(32)
+        return np.concatenate([pairs, total.trials.keys]).astype(np.int64)
+
     def held(self, now: float) -> Held:
         """What is in memory, at a time on the clock of `turn`."""
         panes = [*self._closed, self._current]

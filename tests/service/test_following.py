@@ -8,6 +8,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import replace
+from ipaddress import ip_interface
 
 import pytest
 
@@ -17,6 +18,7 @@ from detector.lab.relay import Lab
 from detector.lab.traffic import Sender
 from detector.lab.wireguard import new_private_key
 from detector.lab.workload import Flow, Protocol
+from tests.service.running import until
 from tests.service.stepping import SMALL, allow, remove, stepped
 
 pytestmark = [
@@ -187,6 +189,33 @@ def test_a_peer_comes_and_goes(lab: Lab) -> None:
         both.step()
         assert both.sensor.slots.slots() == before
         assert both.metric("table_entries")["peers",] == len(before)
+
+
+def test_who_left_is_forgotten_after_the_window(lab: Lab) -> None:
+    """The pseudonym of a peer that left goes with its last flows in the window; its rows are used again."""
+    gone = lab.peers[3]
+    theirs = [ip_interface(allowed).ip for allowed in gone.allowed_ips()]
+    with stepped(lab, window=2.0) as both:
+        roster = both.aggregator.roster
+        send(lab, 320)
+        both.step()
+        name = next(
+            slot.pseudonym for slot in both.sensor.slots.slots() if slot.allowed.address in theirs
+        ).encode()
+        allow(lab, lab.wireguard_interface, gone.public_key)
+        both.step()
+        assert (roster.gone, name in roster.names) == (2, True)
+
+        def forgotten() -> bool:
+            both.step()
+            return not roster.gone
+
+        until(forgotten, "somebody who left is not forgotten")
+        assert name not in roster.names
+        rows = roster.rows
+        allow(lab, lab.wireguard_interface, gone.public_key, *gone.allowed_ips())
+        both.step()
+        assert (roster.rows, roster.present) == (rows, 2 * PEERS)
 
 
 def test_addresses_without_room_are_said_until_there_is_room(lab: Lab) -> None:

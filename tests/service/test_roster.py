@@ -39,6 +39,27 @@ def test_a_row_belongs_to_one_stay_in_one_slot(steps: list[tuple[bool, set[int]]
         assert table.slots == max(rows, default=-1) + 1
 
 
+def test_who_left_is_forgotten_when_nothing_is_left_of_him() -> None:
+    """A row without evidence loses its name and prediction and is used again; what was looked at stays."""
+    exits = Exits()
+    table = Roster(exits)
+    table.add([member(slot, name=f"peer-{slot}", kernel=["203.0.113.1"]) for slot in range(4)])
+    table.retire([1, 2])
+    names = table.names
+    table.forget(np.array([2, 3, 2]))  # of 2 there is evidence, 0 is here, 1 is neither
+    assert table.pseudonyms(np.arange(4)) == ["peer-0", "", "peer-2", "peer-3"]
+    assert (table.rows, table.present, table.gone, table.predictions) == (4, 2, 1, 3)
+    assert names.tolist() == [f"peer-{slot}".encode() for slot in range(4)]
+    before = table.names
+    table.add([member(1, Family.IPV6, name="peer-new"), member(9, name="peer-newer")])
+    assert table.rows_of(np.array([1, 9])).tolist() == [1, 4]
+    assert table.select(Family.IPV6, np.empty(0, np.int64)).tolist() == [1]
+    assert table.predicted(np.array([1]))["kernel"].tolist() == [[NOBODY]]
+    assert before.tolist()[1] == b""
+    table.forget(np.empty(0, np.int64))
+    assert (table.rows, table.present, table.gone) == (5, 4, 0)
+
+
 def test_slots_beyond_all_that_were_told_of_are_nobodys() -> None:
     """A number that the roster has never heard of is nobody's, however large."""
     table = Roster(Exits())
