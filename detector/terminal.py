@@ -88,7 +88,7 @@ def _table(families: Mapping[str, Mapping[str, Any]]) -> Table:
 
 def _column(family: Mapping[str, Any]) -> Iterator[tuple[str, RenderableType]]:
     yield "verdict", _verdict("", family)
-    yield "flows of peers", f"{family['flows']:,} of {family['peers']:,}"
+    yield "seen", f"{family['flows']:,} flows of {family['peers']:,} peers"
     yield "exits in use", f"{family['exits']:,} of {family['pool_size']:,}"
     for contrast, label in _CONTRASTS.items():
         yield f"same exit {label}", _contrast(family["contrasts"][contrast])
