@@ -25,6 +25,8 @@
 #include "siphash.h"
 #include "predictor.h"
 #include "contrasts.h"
+#include "exits.h"
+#include "pairs.h"
 #include "observe.h"
 
 struct bpf_nf_ctx {

@@ -169,3 +169,9 @@ static __always_inline void add64(u64 *counter, u64 n)
 {
 	__sync_fetch_and_add(counter, n);
 }
+
+/* Where in a table to look first. */
+static __always_inline u32 mix(u64 key)
+{
+	return (key ^ key >> 32) * 0x9e3779b97f4a7c15ULL >> 32;
+}

@@ -16,7 +16,7 @@ from detector.config import Tables
 from detector.family import Address
 from detector.kernel import bpf
 
-# Those of bpf/tables.h, and of mix() in bpf/observe.h.
+# Those of bpf/tables.h, of mix() there, and of find_slot() in bpf/observe.h.
 PEERS_IN_LINE = 2
 PROBES = 4
 LINE_SIZE = 64
