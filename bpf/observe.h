@@ -37,8 +37,7 @@ static __always_inline bool starts_session(struct slot *slot, const struct contr
 {
 	bool first = !slot->sessions || control->now - slot->last_flow > control->session_gap;
 
-	if (slot->last_flow != control->now) /* a line that is not written stays in other processors' caches */
-		slot->last_flow = control->now;
+	slot->last_flow = control->now;
 	if (first)
 		add32(&slot->sessions, 1);
 	return first;
@@ -60,6 +59,12 @@ static __always_inline bool to_measure(struct slot *slot, const struct control *
 	return true;
 }
 
+/* Most flows: nothing is left to be found out that was not at the slot's flow before, since the same drain. */
+static __always_inline bool is_settled(const struct slot *slot, const struct control *control)
+{
+	return slot->last_flow == control->now && slot->measured >= EP_MEASURED;
+}
+
 static __always_inline enum outcome observe_flow(const struct flow *flow)
 {
 	struct control *control;
@@ -77,10 +82,12 @@ static __always_inline enum outcome observe_flow(const struct flow *flow)
 	slot = slots.lookup(&id);
 	if (rarely(!control || !slot))
 		return LOST_PAIRS;
-	if (rarely(to_measure(slot, control)) && measure(id, slot, flow, control))
-		votes_firsts = VOTE;
-	if (starts_session(slot, control))
-		votes_firsts += FIRST;
+	if (rarely(!is_settled(slot, control))) {
+		if (to_measure(slot, control) && measure(id, slot, flow, control))
+			votes_firsts = VOTE;
+		if (starts_session(slot, control))
+			votes_firsts += FIRST;
+	}
 	return add_pair(id, flow, votes_firsts);
 }
 
