@@ -120,7 +120,7 @@ static __always_inline void observe_packet(const void *state, void *skb, u64 nfc
 {
 	const struct entry *entry = rdonly_cast(entry_address_of(nfct), EP_WORDS);
 
-	if (entry && !(ENTRY(entry, u64, EP_CT_STATUS) & IPS_CONFIRMED))
+	if (!(ENTRY(entry, u64, EP_CT_STATUS) & IPS_CONFIRMED))
 		observe_entry(entry, direct_read8(state, EP_STATE_PF), direct_read32(skb, EP_SKB_IIF));
 }
 #else

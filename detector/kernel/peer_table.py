@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from detector.config import Tables
 from detector.family import Address
 from detector.kernel import bpf
+from detector.kernel.tables import peer_lines
 
 # Those of bpf/tables.h, of mix() there, and of find_slot() in bpf/observe.h.
 PEERS_IN_LINE = 2
@@ -29,11 +30,6 @@ _NOBODY = bytes(_PEER.size)
 _HALVES = struct.Struct("<QQ")
 _PREFIX = struct.Struct("<II")
 _INTERFACE_BITS = 32
-
-
-def lines(sizes: Tables) -> int:
-    """Lines of the map: a power of two, with at least twice the room that all slots need."""
-    return int(1 << (max(sizes.peers, 1) - 1).bit_length())
 
 
 def line_of(ifindex: int, address: Address) -> int:
@@ -52,7 +48,7 @@ class PeerTable:
     """
 
     def __init__(self, maps: Mapping[str, int], sizes: Tables) -> None:
-        self._maps, self._lines = maps, lines(sizes)
+        self._maps, self._lines = maps, peer_lines(sizes)
 
     def set(self, ifindex: int, address: Address, prefix_length: int, slot: int) -> None:
         """Make flows from a tunnel address, or from a network of them, count for a slot.

@@ -12,7 +12,7 @@ from enum import IntEnum
 
 from detector.config import Tables
 from detector.family import Address, Family
-from detector.kernel import bpf, peer_table
+from detector.kernel import bpf
 
 MAX_POOLS = 64
 MAX_TUNNELS = 256
@@ -59,6 +59,11 @@ def _power_of_two(least: int) -> int:
     return int(1 << max(least - 1, 0).bit_length())
 
 
+def peer_lines(sizes: Tables) -> int:
+    """Lines of the table of peers, which has at least twice the room that all slots need."""
+    return _power_of_two(sizes.peers)
+
+
 def blocks(sizes: Tables) -> int:
     """Blocks of a table of pairs: those of `sizes.pairs` pairs of which no two share one."""
     return _power_of_two(sizes.pairs)
@@ -73,7 +78,7 @@ def macros(sizes: Tables) -> dict[str, int]:
     """The sizes of the tables as the C source names them."""
     return {
         "EP_PEERS": sizes.peers,
-        "EP_PEER_LINES": peer_table.lines(sizes),
+        "EP_PEER_LINES": peer_lines(sizes),
         "EP_BLOCKS": blocks(sizes),
         "EP_DESTINATION_BUCKETS": max(sizes.destinations // WAYS, 1),
         "EP_PORT_BUCKETS": max(sizes.ports // WAYS, 1),

@@ -15,7 +15,7 @@ from detector.family import Family
 from detector.kernel import bpf, peer_table
 from detector.kernel.drain import BLOCK, EXIT, SLOT, possible_processors
 from detector.kernel.loader import Loaded
-from detector.kernel.tables import FAMILIES, SLOT_SIZE, Outcome, blocks
+from detector.kernel.tables import FAMILIES, SLOT_SIZE, Outcome, blocks, peer_lines
 from detector.lab.namespaces import entered
 from tests.kernel.program import SHARED, Key, Program, counted_by_conntrack, fdinfo
 from tests.kernel.topology import LEAVE, Relay, peer
@@ -71,7 +71,7 @@ def test_layouts_are_those_of_the_maps(loaded: Loaded) -> None:
     info = {name: fdinfo(descriptor) for name, descriptor in loaded.descriptors.items()}
     table = (4, BLOCK.itemsize, blocks(SHARED))
     wanted = {"pairs_a": table, "pairs_b": table, "slots": (4, SLOT_SIZE, SHARED.peers)}
-    wanted["peers"] = (4, peer_table.LINE_SIZE, peer_table.lines(SHARED))
+    wanted["peers"] = (4, peer_table.LINE_SIZE, peer_lines(SHARED))
     wanted["exits"] = (4, EXIT.itemsize, SHARED.exits)
     wanted["outcomes"] = (4, 8, len(Outcome) * len(FAMILIES))
     for name, sizes in wanted.items():

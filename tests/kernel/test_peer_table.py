@@ -10,7 +10,8 @@ from itertools import count, islice
 import pytest
 
 from detector.family import Address
-from detector.kernel.peer_table import PEERS_IN_LINE, PROBES, line_of, lines
+from detector.kernel.peer_table import PEERS_IN_LINE, PROBES, line_of
+from detector.kernel.tables import peer_lines
 from tests.kernel.program import SMALL, counted_by_conntrack, running
 from tests.kernel.topology import LEAVE, Flow, Relay, peer, site
 
@@ -22,8 +23,8 @@ SIZES = replace(SMALL, peers=64)
 def _crowd(relay: Relay, version: int) -> list[Address]:
     """More tunnel addresses with the same first line than its lines have room for."""
     everyone = (peer(number, version) for number in count(1))
-    wanted = line_of(relay.tun0, peer(1, version)) % lines(SIZES)
-    same = (one for one in everyone if line_of(relay.tun0, one) % lines(SIZES) == wanted)
+    wanted = line_of(relay.tun0, peer(1, version)) % peer_lines(SIZES)
+    same = (one for one in everyone if line_of(relay.tun0, one) % peer_lines(SIZES) == wanted)
     return list(islice(same, PEERS_IN_LINE * PROBES + 3))
 
 
