@@ -70,15 +70,15 @@ format: env
 
 # What the person on call sees and types, played on a relay of this machine.
 transcript: stack-env
-	@$(PYTHON) -m tests.oncall.transcript $(ARGS)
+	@$(PYTHON) -m tests.system.client.transcript $(ARGS)
 
 # Pages that are made from code and kept beside it.
 generate: env
-	@$(PYTHON) -m detector.service.metrics_page
+	@$(PYTHON) -m tools.metrics_page
 	@$(PYTHON) -m dashboards
 
 bench: env
-	@$(PYTHON) -m tests.bench $(ARGS)
+	@$(PYTHON) -m tools.bench $(ARGS)
 
 # The newest versions that pyproject.toml allows and every supported Python takes, with the hashes of every file.
 UV := .cache/lock/bin/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --upgrade --fork-strategy fewest \

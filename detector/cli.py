@@ -11,20 +11,20 @@ import click
 from rich.console import Console
 
 from detector import __version__
-from detector.errors import ExitprintError
+from detector.base.errors import ExitprintError
 
 # Name -> where the click command is. Only the one that is asked for is imported.
 _ELSEWHERE = {
-    "analyze": "detector.listing.command:analyze",
-    "audit": "detector.rules.audit_command:audit_command",
-    "check-config": "detector.config_command:check_config",
+    "analyze": "detector.conntrack.command:analyze",
+    "audit": "detector.nat.audit_command:audit_command",
+    "check-config": "detector.config.command:check_config",
     "doctor": "detector.doctor.command:doctor",
     "lab": "detector.lab.wiring:lab",
-    "explain": "detector.oncall.commands:explain",
-    "holds": "detector.oncall.commands:holds",
-    "peers": "detector.oncall.commands:peers",
-    "status": "detector.oncall.commands:status",
-    "watch": "detector.oncall.commands:watch",
+    "explain": "detector.client.commands:explain",
+    "holds": "detector.client.commands:holds",
+    "peers": "detector.client.commands:peers",
+    "status": "detector.client.commands:status",
+    "watch": "detector.client.commands:watch",
     "simulate": "detector.simulate.command:simulate",
 }
 
@@ -64,7 +64,7 @@ def main() -> None:
 @click.option("--config", "path", type=click.Path(path_type=Path), required=True, help="The YAML file.")
 def run(path: Path) -> None:
     """Run the service."""
-    from detector.config_file import load_config  # noqa: PLC0415
-    from detector.service.start import run as start  # noqa: PLC0415
+    from detector.config.file import load_config  # noqa: PLC0415
+    from detector.daemon.start import run as start  # noqa: PLC0415
 
     start(load_config(path), path.absolute())

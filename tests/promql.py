@@ -15,7 +15,7 @@ from typing import Any
 import promql_parser as ql
 import yaml
 
-from detector.service.metrics import METRICS
+from detector.publish.metrics import METRICS
 
 Labels = Mapping[str, frozenset[str]]
 """Per label its values; none where they are not known beforehand."""

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from detector.analysis.columns import VOTES_TO_JUDGE
 from detector.analysis.numerics import log_binomial_tail
 from detector.analysis.observation import Observation
-from detector.family import Address
+from detector.base.family import Address
 
 _LOG_LEVEL = float(np.log(0.001))
 _FEWEST = 3  # peers with votes before and after: below that, nothing is said

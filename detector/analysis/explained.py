@@ -12,7 +12,7 @@ from detector.analysis.columns import Columns, Index, Mask
 from detector.analysis.evidence import flag, trial_evidence
 from detector.analysis.numerics import Floats, log_binomial_tail, sums
 from detector.analysis.observation import Observation
-from detector.analysis.predictors import KERNEL_DESTINATION
+from detector.predictors import KERNEL_DESTINATION
 
 _PRIOR_PEERS = 4.0  # for which even chance counts, beside what dealing gives: few peers meet by accident
 _LEAST_CHANCE = 1e-12  # of a hit, where a pool is so large that the kernel program counts nothing for it

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`detector.analysis.kernel_hash` for many flows at once, for those who know destinations.
+"""`detector.predictors.kernel_hash` for many flows at once, for those who know destinations.
 
 The kernel program tries `kernel_destination` where the destination is; whoever reads a listing has the
 destinations in hand, and a million of them.
@@ -10,11 +10,11 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from detector.analysis.kernel_hash import JHASH_INITVAL
-from detector.family import Address, pack
+from detector.base.family import Address, pack
+from detector.predictors.kernel_hash import JHASH_INITVAL
 
 Packed = NDArray[np.uint8]
-"""Addresses as 16 bytes each, shape (n, 16); see `detector.family.pack`."""
+"""Addresses as 16 bytes each, shape (n, 16); see `detector.base.family.pack`."""
 Words = NDArray[np.uint32]
 
 _FIRST = (4, 6, 8, 16, 19, 4)  # the rotations of __jhash_mix

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from detector.family import Address, Family
+from detector.base.family import Address, Family
 
 Counts = NDArray[np.uint32]
 

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from detector.analysis.numerics import Floats
-from detector.family import Family
+from detector.base.family import Family
 
 
 class Verdict(StrEnum):

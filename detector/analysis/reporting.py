@@ -9,7 +9,6 @@ from detector.analysis.anonymity import AnonymitySets, anonymity_sets
 from detector.analysis.columns import Columns, Index, Mask
 from detector.analysis.consistency import Contrast
 from detector.analysis.observation import Observation
-from detector.analysis.predictors import KERNEL_DESTINATION, NAMES
 from detector.analysis.report import (
     LEAKS,
     VERDICTS,
@@ -22,6 +21,7 @@ from detector.analysis.report import (
     Verdict,
 )
 from detector.analysis.weighing import LOG_LEVEL, Evidence, linked_peers
+from detector.predictors import KERNEL_DESTINATION, NAMES
 
 _NEAR = 0.02  # predictors this close explain equally well; the order of the bank decides
 

@@ -3,8 +3,8 @@
 
 from __future__ import annotations
 
-from detector.analysis.predictors import meaning
 from detector.analysis.report import FamilyReport, Reason, Verdict
+from detector.predictors import meaning
 
 _MISSING = {
     Reason.NOT_WATCHED: "the service waits for WireGuard, so nobody is watched now",

@@ -5,11 +5,11 @@ from __future__ import annotations
 
 import os
 
-from detector.config import Tables
+from detector.base.errors import HostError
+from detector.config.model import Tables
 from detector.doctor.check import Finding, Host, fail, ok
 from detector.doctor.kernel import STOCK_KERNEL, hooks_by_symbols
 from detector.doctor.network import conntrack_is_loaded
-from detector.errors import HostError
 from detector.kernel.loader import load
 
 _TINY = Tables(peers=16, pairs=16, destinations=16, ports=16, panes=2)

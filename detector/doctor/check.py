@@ -11,8 +11,8 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
 
-from detector.config import Config
-from detector.errors import ExitprintError
+from detector.base.errors import ExitprintError
+from detector.config.model import Config
 
 
 class Status(StrEnum):

@@ -12,10 +12,10 @@ import click
 from rich.console import Console
 from rich.text import Text
 
-from detector.config_file import load_config
+from detector.base.errors import EXIT_HOST
+from detector.config.file import load_config
 from detector.doctor import attach, kernel, network, software
 from detector.doctor.check import Check, Finding, Host, Status, examine
-from detector.errors import EXIT_HOST
 
 CHECKS: tuple[tuple[str, Check], ...] = (
     ("capabilities", kernel.capabilities),

@@ -5,9 +5,9 @@ from __future__ import annotations
 
 import os
 
+from detector.base.errors import HostError
 from detector.doctor.check import Finding, Host, fail, note, ok
-from detector.errors import HostError
-from detector.peers.read import find_interfaces
+from detector.wireguard.read import find_interfaces
 
 _CONNTRACK = "proc/sys/net/netfilter/nf_conntrack"
 _NEARLY_FULL = 0.9

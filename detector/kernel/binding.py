@@ -8,7 +8,7 @@ import os
 import sys
 from typing import Any
 
-from detector.errors import HostError
+from detector.base.errors import HostError
 from detector.kernel import source
 
 _MEND = "install the distribution's binding with: apt install python3-bpfcc"

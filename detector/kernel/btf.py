@@ -12,7 +12,7 @@ from array import array
 from dataclasses import dataclass
 from pathlib import Path
 
-from detector.errors import HostError
+from detector.base.errors import HostError
 
 VMLINUX = Path("/sys/kernel/btf/vmlinux")
 

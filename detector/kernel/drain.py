@@ -13,8 +13,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from detector.config import Tables
-from detector.family import Family
+from detector.base.family import Family
+from detector.config.model import Tables
 from detector.kernel import bpf
 from detector.kernel.tables import EXITS_IN_BLOCK, FAMILIES, SLOT_SIZE, Outcome, blocks
 

@@ -24,8 +24,8 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from detector.config import Tables
-from detector.errors import ExitprintError, HostError
+from detector.base.errors import ExitprintError, HostError
+from detector.config.model import Tables
 from detector.kernel import bpf, btf, source
 from detector.kernel.binding import load_bcc
 from detector.kernel.tables import macros as table_macros

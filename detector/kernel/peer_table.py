@@ -12,8 +12,8 @@ import struct
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
-from detector.config import Tables
-from detector.family import Address
+from detector.base.family import Address
+from detector.config.model import Tables
 from detector.kernel import bpf
 from detector.kernel.tables import peer_lines
 

@@ -10,8 +10,8 @@ import struct
 from collections.abc import Mapping, Sequence
 from enum import IntEnum
 
-from detector.config import Tables
-from detector.family import Address, Family
+from detector.base.family import Address, Family
+from detector.config.model import Tables
 from detector.kernel import bpf
 
 MAX_POOLS = 64

@@ -17,14 +17,14 @@ import click
 from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn
 
-from detector.config import Hook
-from detector.errors import UsageError
+from detector.base.errors import UsageError
+from detector.config.model import Hook
 from detector.lab.layout import DEFAULT_POOLS, MAX_PEERS
 from detector.lab.mappings import MAPPINGS
 from detector.lab.relay import Lab
 from detector.lab.traffic import Result
-from detector.rules.model import Pool
-from detector.rules.pools import parse_pool
+from detector.nat.model import Pool
+from detector.nat.pools import parse_pool
 
 DEFAULT_MAPPING = "persistent"
 DEFAULT_PEERS = 40

@@ -11,9 +11,9 @@ import random
 from collections.abc import Mapping
 from ipaddress import IPv6Address, ip_address, ip_network
 
-from detector.errors import UsageError
-from detector.family import Address, Family
-from detector.rules.model import Network, Pool
+from detector.base.errors import UsageError
+from detector.base.family import Address, Family
+from detector.nat.model import Network, Pool
 
 TUNNELS: Mapping[Family, Network] = {
     Family.IPV4: ip_network("10.64.0.0/10"),

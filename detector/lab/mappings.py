@@ -11,9 +11,9 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv6Address, summarize_address_range
 
-from detector.errors import UsageError
-from detector.family import Family
-from detector.rules.model import Network, Pool
+from detector.base.errors import UsageError
+from detector.base.family import Family
+from detector.nat.model import Network, Pool
 
 # An arbitrary number; the point is that it is written in the rules.
 SEED = 0x5EED1234

@@ -25,7 +25,7 @@ from urllib.parse import urlencode
 
 import yaml
 
-from detector.errors import HostError
+from detector.base.errors import HostError
 from detector.lab import timescale
 from detector.lab.namespaces import require
 

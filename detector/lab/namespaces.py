@@ -22,7 +22,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 
-from detector.errors import HostError
+from detector.base.errors import HostError
 
 LOCKS = Path("/run/exitprint-lab")
 NAMESPACES = Path("/run/netns")

@@ -19,8 +19,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from detector.errors import HostError, UsageError
-from detector.family import Address, Family
+from detector.base.errors import HostError, UsageError
+from detector.base.family import Address, Family
 from detector.lab import layout, mappings, wireguard
 from detector.lab.layout import DEFAULT_POOLS
 from detector.lab.namespaces import (
@@ -38,7 +38,7 @@ from detector.lab.traffic import Result, Sender, echo_servers, retransmissions
 from detector.lab.truth import Recording, Truth, forget, read_truth, recorded
 from detector.lab.wireguard import Peer, Remote
 from detector.lab.workload import FIRST_PORT, Flow, Workload, default_workload
-from detector.rules.model import Pool
+from detector.nat.model import Pool
 
 EXIT_INTERFACE = "eth0"
 _EVERYTHING = {Family.IPV4: "0.0.0.0/0", Family.IPV6: "::/0"}

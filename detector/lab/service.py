@@ -18,10 +18,10 @@ from typing import Any, Protocol
 
 import yaml
 
-from detector.config import Hook, Listen
-from detector.errors import HostError, NotYet
+from detector.base.errors import HostError, NotYet
+from detector.config.model import Hook, Listen
 from detector.lab.namespaces import Namespace
-from detector.service import inspect
+from detector.publish.inspect import socket as inspect
 
 INTERVAL = 1  # seconds
 _START_PATIENCE = 120.0  # an emulated machine compiles for ten seconds

@@ -18,7 +18,7 @@ from urllib.parse import urlsplit
 import click
 from rich.console import Console
 
-from detector.errors import ExitprintError
+from detector.base.errors import ExitprintError
 from detector.lab.monitoring import Alert, Monitoring, monitoring
 from detector.lab.relay import Lab
 from detector.lab.service import LabService, start_service

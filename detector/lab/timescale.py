@@ -12,7 +12,7 @@ from typing import Any
 
 import yaml
 
-from detector.errors import HostError
+from detector.base.errors import HostError
 
 DEPLOY = Path(__file__).parents[2] / "deploy"
 RULES = ("exitprint-recording.yml", "exitprint-alerts.yml")

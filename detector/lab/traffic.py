@@ -22,8 +22,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from detector.errors import HostError
-from detector.family import Address, Family
+from detector.base.errors import HostError
+from detector.base.family import Address, Family
 from detector.lab import echo as echo_module
 from detector.lab.namespaces import Namespace, entered
 from detector.lab.wireguard import Peer

@@ -14,8 +14,8 @@ from ipaddress import ip_address
 from pathlib import Path
 from typing import NamedTuple
 
-from detector.errors import HostError
-from detector.family import Address, Family, family_of
+from detector.base.errors import HostError
+from detector.base.family import Address, Family, family_of
 from detector.lab.namespaces import Namespace, entered
 
 _BUFFER = 8 << 20

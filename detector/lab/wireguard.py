@@ -16,8 +16,8 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-from detector.errors import HostError
-from detector.family import Address, Family
+from detector.base.errors import HostError
+from detector.base.family import Address, Family
 from detector.lab.namespaces import UAPI, Namespace, entered, ip_batch, require
 
 PORT = 51820

@@ -15,8 +15,8 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import NamedTuple
 
-from detector.errors import UsageError
-from detector.family import Family
+from detector.base.errors import UsageError
+from detector.base.family import Family
 
 FIRST_PORT = 20000
 PORTS = 40000

@@ -7,7 +7,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 
-from detector.errors import UsageError
+from detector.base.errors import UsageError
 from detector.simulate.cells import HASHES
 from detector.simulate.mappings import Mapping
 

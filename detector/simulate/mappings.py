@@ -7,8 +7,8 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
-from detector.analysis import predictors
-from detector.errors import UsageError
+from detector import predictors
+from detector.base.errors import UsageError
 from detector.simulate.cells import HASHES, Cells, breakpoints, cut, guessed
 
 MOST_EXITS = 1 << 20

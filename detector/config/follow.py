@@ -1,0 +1,75 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Follows `web_config_file` and the files that it names, for the process that serves and cannot open them.
+
+The sensor does it: it is root's process, though without the right to pass over a file's permissions. As with
+the configuration, a process of its own reads and validates, and ends.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Mapping
+from typing import Any
+
+from detector.base.errors import UsageError
+from detector.config.model import Config
+from detector.config.tls import Mark, marks_of
+
+_PATIENCE = 30.0  # seconds that reading may take
+_LONGEST = 2000  # characters of what is said about the file
+
+
+class WebFollower:
+    """One `web_config_file`.
+
+    Args:
+        path: its name.
+        guarded: as for `detector.config.web.load_web`.
+        marks: of everything that was read when it was accepted last.
+    """
+
+    def __init__(self, path: str, marks: Mapping[str, Mark], *, guarded: bool) -> None:
+        self._path = path
+        self._guarded = guarded
+        self._marks = {name: tuple(mark) for name, mark in marks.items()}
+
+    @classmethod
+    def of(cls, config: Config, marks: Mapping[str, Mark]) -> WebFollower | None:
+        """The follower for a configuration, None where it names no file."""
+        if config.web_config_file is None:
+            return None
+        return cls(config.web_config_file, marks, guarded=config.to_be_guarded)
+
+    def changed(self) -> dict[str, Any] | None:
+        """What the file says now, as `WebConfig.as_message`; None where nothing has changed.
+
+        Raises:
+            UsageError: it is not accepted. It is read again at each look until it is.
+        """
+        if marks_of(self._marks) == self._marks:
+            return None
+        told = json.loads(self._read())
+        self._marks = {name: tuple(mark) for name, mark in told["marks"].items()}
+        config: dict[str, Any] = told["config"]
+        return config
+
+    def _read(self) -> str:
+        guarded = "guarded" if self._guarded else "open"
+        command = [sys.executable, "-I", "-m", "detector.config.web", self._path, guarded]
+        try:
+            done = subprocess.run(
+                command,
+                stdin=subprocess.DEVNULL,
+                capture_output=True,
+                text=True,
+                timeout=_PATIENCE,
+                check=False,
+            )
+        except (OSError, subprocess.TimeoutExpired) as error:
+            raise UsageError(f"{self._path}: cannot be validated: {type(error).__name__}") from None
+        if done.returncode:
+            said = done.stderr.strip()[:_LONGEST]
+            raise UsageError(said or f"{self._path}: the validator ended with {done.returncode}")
+        return done.stdout

@@ -1,0 +1,219 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The peers as the aggregator knows them: rows with a pseudonym and predicted exits, and nothing else.
+
+A row is one stay of one tunnel address in a slot of the kernel tables. It is used again only when nothing is
+left that was counted for it, so the evidence of two peers cannot mix.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from ipaddress import ip_address
+
+import numpy as np
+from numpy.typing import NDArray
+
+from detector.base.family import Address, Family, pack, unpack
+
+NOBODY = -1
+
+
+@dataclass(frozen=True, slots=True)
+class Member:
+    """What the sensor says of a slot.
+
+    Attributes:
+        wide: it is a network of tunnel addresses, so it is counted and not judged.
+        predictions: per predictor, one exit (or None) for each pool of the family.
+    """
+
+    slot: int
+    family: Family
+    wide: bool
+    pseudonym: str
+    predictions: Mapping[str, Sequence[str | None]]
+
+
+class Exits:
+    """Exit addresses by number, in the order in which they were met."""
+
+    def __init__(self) -> None:
+        self._number: dict[bytes, int] = {}
+
+    def __len__(self) -> int:
+        return len(self._number)
+
+    def number(self, packed: bytes) -> int:
+        """The number of an exit, given as 16 bytes."""
+        return self._number.setdefault(packed, len(self._number))
+
+    def numbers(self, packed: NDArray[np.void]) -> NDArray[np.uint64]:
+        """The numbers of several: shape (n,), 16 bytes each."""
+        return np.array([self.number(one.tobytes()) for one in packed], np.uint64)
+
+    def addresses(self) -> list[Address]:
+        """Every exit that was met, by number."""
+        return [unpack(packed) for packed in self._number]
+
+
+class Roster:
+    """Rows, and which slot stands for which of them now."""
+
+    def __init__(self, exits: Exits) -> None:
+        self._exits = exits
+        self._row_of_slot = np.full(1024, NOBODY, np.int64)
+        self._family = np.empty(0, np.uint8)
+        self._wide = np.empty(0, np.bool_)
+        self._present = np.empty(0, np.bool_)
+        self._pseudonym = np.empty(0, "S24")
+        self._predicted: dict[str, NDArray[np.int32]] = {}
+        self._free = np.empty(0, np.int64)
+
+    @property
+    def rows(self) -> int:
+        """How many rows there are, forgotten ones included."""
+        return len(self._family)
+
+    @property
+    def gone(self) -> int:
+        """How many rows are of somebody who has left and is not forgotten."""
+        return self.rows - self.present - len(self._free)
+
+    @property
+    def slots(self) -> int:
+        """One more than the highest slot that stands for somebody."""
+        used = np.flatnonzero(self._row_of_slot != NOBODY)
+        return int(used[-1]) + 1 if len(used) else 0
+
+    @property
+    def present(self) -> int:
+        """How many slots stand for somebody."""
+        return int(self._present.sum())
+
+    @property
+    def predictions(self) -> int:
+        """How many exits are predicted."""
+        return sum(int(np.count_nonzero(table != NOBODY)) for table in self._predicted.values())
+
+    def add(self, members: Sequence[Member]) -> None:
+        """Take up slots; a slot that is taken already gets a new row."""
+        if not members:
+            return
+        slots = np.array([one.slot for one in members])
+        self._make_room(int(slots.max()) + 1)
+        before = self._row_of_slot[slots]
+        self._present[before[before != NOBODY]] = False
+        rows = self._take_rows(len(members))
+        self._row_of_slot[slots] = rows
+        families = list(Family)
+        self._family[rows] = [families.index(one.family) for one in members]
+        self._wide[rows] = [one.wide for one in members]
+        self._present[rows] = True
+        self._pseudonym[rows] = [one.pseudonym.encode() for one in members]
+        self._add_predictions(rows, members)
+
+    def _take_rows(self, count: int) -> NDArray[np.int64]:
+        """Rows that are free, and new ones; the array of names is another one afterwards."""
+        free, self._free = self._free[:count], self._free[count:]
+        new = count - len(free)
+        rows = np.concatenate([free, np.arange(self.rows, self.rows + new)])
+        self._family = np.append(self._family, np.zeros(new, np.uint8))
+        self._wide = np.append(self._wide, np.zeros(new, np.bool_))
+        self._present = np.append(self._present, np.zeros(new, np.bool_))
+        self._pseudonym = np.append(self._pseudonym, np.zeros(new, "S24"))
+        return rows
+
+    def _make_room(self, slots: int) -> None:
+        if slots > len(self._row_of_slot):
+            grown = np.full(max(slots, 2 * len(self._row_of_slot)), NOBODY, np.int64)
+            grown[: len(self._row_of_slot)] = self._row_of_slot
+            self._row_of_slot = grown
+
+    def _add_predictions(self, rows: NDArray[np.int64], members: Sequence[Member]) -> None:
+        names = {name for one in members for name in one.predictions} | set(self._predicted)
+        for name in names:
+            said = [one.predictions.get(name, ()) for one in members]
+            before = self._predicted.get(name, np.empty((0, 0), np.int32))
+            pools = max(before.shape[1], *(len(row) for row in said))
+            table = np.full((self.rows, pools), NOBODY, np.int32)
+            table[: before.shape[0], : before.shape[1]] = before
+            for row, exits in zip(rows, said, strict=True):
+                table[row, : len(exits)] = [self._known(text) for text in exits]
+            self._predicted[name] = table
+
+    def _known(self, text: str | None) -> int:
+        return NOBODY if text is None else self._exits.number(pack(ip_address(text)))
+
+    def retire(self, slots: Iterable[int]) -> None:
+        """These slots stand for nobody from now on; their rows keep their evidence."""
+        for slot in slots:
+            if self._row_of_slot[slot] != NOBODY:
+                self._present[self._row_of_slot[slot]] = False
+                self._row_of_slot[slot] = NOBODY
+
+    def forget(self, seen: NDArray[np.integer]) -> None:
+        """Let go of who has left, unless there is evidence in the window.
+
+        Args:
+            seen: rows with evidence, in any order.
+        """
+        gone = ~self._present
+        gone[seen] = gone[self._free] = False
+        rows = np.flatnonzero(gone)
+        if len(rows):
+            self._pseudonym = self._pseudonym.copy()
+            self._pseudonym[rows] = b""
+            for table in self._predicted.values():
+                table[rows] = NOBODY
+            self._free = np.concatenate([self._free, rows])
+
+    def rows_of(self, slots: NDArray[np.integer]) -> NDArray[np.int64]:
+        """The row of each slot, `NOBODY` where there is none."""
+        if len(slots) and int(slots.max()) < len(self._row_of_slot):
+            rows: NDArray[np.int64] = self._row_of_slot[slots]
+            return rows
+        known = slots < len(self._row_of_slot)
+        return np.where(known, self._row_of_slot[np.where(known, slots, 0)], NOBODY)
+
+    def slots_of(self, rows: NDArray[np.integer]) -> NDArray[np.int64]:
+        """The slot of each row, `NOBODY` where the row's slot stands for somebody else by now."""
+        slot = np.full(self.rows, NOBODY, np.int64)
+        taken = np.flatnonzero(self._row_of_slot != NOBODY)
+        slot[self._row_of_slot[taken]] = taken
+        found: NDArray[np.int64] = slot[rows]
+        return found
+
+    def select(self, family: Family, seen: NDArray[np.integer]) -> NDArray[np.int64]:
+        """The rows of a family that are present or have evidence.
+
+        Args:
+            family: which.
+            seen: rows with evidence in the window, in any order.
+        """
+        wanted = self._present.copy()
+        wanted[seen] = True
+        return np.flatnonzero(wanted & (self._family == list(Family).index(family)))
+
+    def wide(self, rows: NDArray[np.integer]) -> NDArray[np.bool_]:
+        """Which of these rows are networks."""
+        wide: NDArray[np.bool_] = self._wide[rows]
+        return wide
+
+    def predicted(self, rows: NDArray[np.integer]) -> dict[str, NDArray[np.int32]]:
+        """Per predictor, shape (rows, pools): exit numbers, `NOBODY` for none."""
+        return {name: table[rows] for name, table in self._predicted.items()}
+
+    @property
+    def names(self) -> NDArray[np.bytes_]:
+        """The pseudonyms by row; the array is never changed, a later one may differ."""
+        return self._pseudonym
+
+    def are_present(self, rows: NDArray[np.integer]) -> NDArray[np.bool_]:
+        """Which of these rows a slot stands for now."""
+        present: NDArray[np.bool_] = self._present[rows]
+        return present
+
+    def pseudonyms(self, rows: NDArray[np.integer]) -> list[str]:
+        """The names that people see."""
+        return [name.decode() for name in self._pseudonym[rows]]

@@ -1,0 +1,130 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The sliding window: the last so many panes of counts."""
+
+from __future__ import annotations
+
+from collections import deque
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from detector.counts.columns import Columns, merge
+
+PAIR_COUNTS = ("flows", "votes", "firsts")
+TRIAL_COUNTS = (
+    "same_destination_tried",
+    "same_destination_true",
+    "same_port_tried",
+    "same_port_true",
+    "destination_tried",
+    "destination_hit",
+    "destination_expected",
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Counts:
+    """What was counted in some span of time.
+
+    Attributes:
+        pairs: by row << 32 | exit number: the `PAIR_COUNTS`.
+        trials: by row: the `TRIAL_COUNTS`; expected hits in units of 2^-16.
+        outcomes: shape (families, outcomes), int64: flows by what became of them.
+    """
+
+    pairs: Columns
+    trials: Columns
+    outcomes: NDArray[np.int64]
+
+    @classmethod
+    def none(cls, shape: tuple[int, int]) -> Counts:
+        """Nothing; `shape` is that of the outcomes."""
+        return cls(
+            Columns.empty(len(PAIR_COUNTS)), Columns.empty(len(TRIAL_COUNTS)), np.zeros(shape, np.int64)
+        )
+
+    @classmethod
+    def total(cls, parts: list[Counts]) -> Counts:
+        """The sum of at least one."""
+        return cls(
+            merge([part.pairs for part in parts]),
+            merge([part.trials for part in parts]),
+            np.sum([part.outcomes for part in parts], axis=0),
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Held:
+    """What a window holds.
+
+    Attributes:
+        panes: those that are over, and the current one.
+        pairs, trials: entries in all panes.
+        oldest: seconds since the oldest pane with something in it began, None where there is none.
+        size: bytes of the panes' columns.
+    """
+
+    panes: int
+    pairs: int
+    trials: int
+    oldest: float | None
+    size: int
+
+
+class Window:
+    """Panes of equal length, of which the last few are looked at together.
+
+    Args:
+        span: seconds that the window holds, at least.
+        panes: parts that it moves by.
+        shape: of the outcomes.
+        now: seconds on a clock that only goes forward.
+    """
+
+    def __init__(self, span: float, panes: int, shape: tuple[int, int], now: float) -> None:
+        self._length = span / panes
+        self._nothing = Counts.none(shape)
+        self._closed: deque[Counts] = deque(maxlen=panes)
+        self._closed_total = self._nothing
+        self._current = self._nothing
+        self._since = now
+
+    def add(self, counts: Counts) -> None:
+        """Add to the current pane."""
+        self._current = Counts.total([self._current, counts])
+
+    def turn(self, now: float) -> int:
+        """Close the panes that are over; returns how many."""
+        turned = 0
+        while now - self._since >= self._length:
+            self._closed.append(self._current)
+            self._current = self._nothing
+            self._since += self._length
+            turned += 1
+        if turned:
+            self._closed_total = Counts.total(list(self._closed))
+        return turned
+
+    def rows(self) -> NDArray[np.int64]:
+        """The rows of which there is something in the window, each once or more often."""
+        total = self.total()
+        pairs = total.pairs.keys >> np.uint64(32)
+        return np.concatenate([pairs, total.trials.keys]).astype(np.int64)
+
+    def held(self, now: float) -> Held:
+        """What is in memory, at a time on the clock of `turn`."""
+        panes = [*self._closed, self._current]
+        filled = [age for age, pane in enumerate(reversed(panes)) if len(pane.pairs.keys)]
+        columns = [part for pane in panes for part in (pane.pairs, pane.trials)]
+        return Held(
+            len(panes),
+            sum(len(pane.pairs.keys) for pane in panes),
+            sum(len(pane.trials.keys) for pane in panes),
+            now - self._since + max(filled) * self._length if filled else None,
+            sum(part.keys.nbytes + part.counts.nbytes for part in columns),
+        )
+
+    def total(self) -> Counts:
+        """Everything in the window."""
+        return Counts.total([self._closed_total, self._current])

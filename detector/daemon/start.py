@@ -1,0 +1,186 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`exitprint run` with root's rights: load the kernel program, start the aggregator, become the sensor.
+
+Nothing of this process's memory stays: the sensor is a new program under the same process number.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import pwd
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, NoReturn
+
+from detector import logs
+from detector.base.errors import HostError, UsageError
+from detector.config.model import Config
+from detector.config.tls import Mark
+from detector.daemon import privileges
+from detector.kernel.loader import Loaded, load
+from detector.logs import get_logger
+from detector.publish.http.listening import listen
+from detector.publish.inspect import socket as inspect
+from detector.publish.inspect.access import access_of
+
+_log = get_logger()
+
+_CONNTRACK = Path("/proc/sys/net/netfilter/nf_conntrack_max")
+_FALLBACK_USER = "nobody"
+_PATIENCE = 1.0  # seconds between two looks at what is waited for
+
+# -I: neither the environment nor the current folder decides what a process of root's imports.
+PYTHON = (sys.executable, "-I", "-m")
+
+# For glibc: give the memory of a cycle back when it is over (mallopt(3)); 14 MB less with 100,000 pairs.
+FRUGAL = {"MALLOC_ARENA_MAX": "1", "MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"}
+
+_SENSOR_MAPS = ("peers", "networks4", "networks6", "tunnels", "pools", "link0", "link1")
+_AGGREGATOR_MAPS = ("pairs", "pairs_a", "pairs_b", "exits", "slots", "controls", "outcomes", "program")
+
+
+def run(config: Config, path: Path) -> NoReturn:
+    """Run the service; the caller's process becomes its sensor.
+
+    Args:
+        config: what is in the file.
+        path: the file, absolute, for reading it again.
+
+    Raises:
+        ExitprintError: it cannot be started here; nothing is left behind.
+    """
+    logs.configure("start", config.log_format, config.log_level)
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)  # until the sensor listens to it; the others never do
+    if os.geteuid() != 0:
+        raise HostError("the service is to be started by root", "it gives that up as soon as it has started")
+    user = _user(config.user)
+    # Before the namespace is entered: whoever scrapes is where we were started.
+    web, marks = _web(config)
+    listener = listen(config.listen)
+    access = access_of(config)
+    inspector = inspect.listen(Path(config.inspect_socket), access) if config.inspect_socket else None
+    _enter_namespace(config)
+    _wait_for_conntrack()
+    loaded = load(config.hook, config.tables, config.session_gap)
+    for hook, reason in loaded.refused.items():
+        _log.info("hook refused", hook=hook, reason=reason)
+    _log.info("kernel program attached", hook=loaded.hook)
+    ours, theirs = socket.socketpair()
+    told = {"access": asdict(access), "web": web, "user": user, "hook": loaded.hook}
+    aggregator = _start_aggregator(config, loaded, theirs, (listener, inspector), told)
+    for end in (theirs, listener, inspector):
+        if end:
+            end.close()
+    _become_sensor(config, loaded, ours, {"path": str(path), "aggregator": aggregator, "web": marks})
+
+
+def _web(config: Config) -> tuple[dict[str, Any] | None, dict[str, Mark]]:
+    """What `web_config_file` says, with the marks of the files that were read; None where there is none."""
+    if config.web_config_file is None:
+        return None, {}
+    from detector.config.web import load_web  # noqa: PLC0415  (OpenSSL, that only this case needs)
+
+    web, marks = load_web(Path(config.web_config_file), guarded=config.to_be_guarded)
+    return web.as_message(), marks
+
+
+def _enter_namespace(config: Config) -> None:
+    path = config.namespace_path
+    if path is None:
+        return
+    try:
+        privileges.enter_network(path)
+    except OSError as error:
+        reason = (error.strerror or "no such namespace").lower()
+        raise UsageError(
+            f"network_namespace: {config.network_namespace!r} cannot be entered: {reason}",
+            "see the names with: ip netns list",
+        ) from error
+
+
+def _user(name: str) -> str:
+    """The user to run the aggregator as: the one that is wanted, or nobody."""
+    for candidate in (name, _FALLBACK_USER):
+        try:
+            entry = pwd.getpwnam(candidate)
+        except KeyError:
+            _log.warning("no such user", user=candidate, instead=_FALLBACK_USER)
+            continue
+        if not entry.pw_uid:
+            raise UsageError(f"user: {candidate} has root's rights", "name one that has none")
+        return candidate
+    raise HostError(f"there is no user {name}", f"make one with: useradd --system --no-create-home {name}")
+
+
+def _wait_for_conntrack() -> None:
+    """Wait until connection tracking is in the kernel: loading modules is not ours to do."""
+    if _CONNTRACK.exists():
+        return
+    _log.warning("waiting for conntrack", mend="modprobe nf_conntrack, or load a NAT rule")
+    while not _CONNTRACK.exists():
+        time.sleep(_PATIENCE)
+    _log.info("conntrack is there")
+
+
+def _spec(**parts: Any) -> int:
+    """The descriptor of a file in memory that holds what the other process is to know."""
+    descriptor = os.memfd_create("exitprint", 0)
+    os.write(descriptor, json.dumps(parts).encode())
+    os.lseek(descriptor, 0, os.SEEK_SET)
+    return descriptor
+
+
+def _chosen(loaded: Loaded, names: tuple[str, ...]) -> dict[str, int]:
+    return {name: loaded.descriptors[name] for name in names if name in loaded.descriptors}
+
+
+def _start_aggregator(
+    config: Config,
+    loaded: Loaded,
+    channel: socket.socket,
+    listeners: tuple[socket.socket, socket.socket | None],
+    told: Mapping[str, Any],
+) -> int:
+    maps = _chosen(loaded, _AGGREGATOR_MAPS)
+    listener, inspector = (end.fileno() if end else None for end in listeners)
+    spec = _spec(
+        config=config.to_json(),
+        maps=maps,
+        channel=channel.fileno(),
+        listener=listener,
+        inspect=inspector,
+        **told,
+    )
+    passed = [
+        spec,
+        channel.fileno(),
+        *(end for end in (listener, inspector) if end is not None),
+        *maps.values(),
+    ]
+    command = [*PYTHON, "detector.daemon.aggregator", str(spec)]
+    child = subprocess.Popen(command, pass_fds=passed, stdin=subprocess.DEVNULL, env=os.environ | FRUGAL)
+    os.close(spec)
+    return child.pid
+
+
+def _become_sensor(
+    config: Config, loaded: Loaded, channel: socket.socket, told: Mapping[str, Any]
+) -> NoReturn:
+    maps = _chosen(loaded, _SENSOR_MAPS)
+    spec = _spec(config=config.to_json(), maps=maps, channel=channel.fileno(), **told)
+    for descriptor in loaded.descriptors.values():  # they came over a socket: inheritable
+        os.set_inheritable(descriptor, False)
+    for descriptor in (spec, channel.fileno(), *maps.values()):
+        os.set_inheritable(descriptor, True)
+    sys.stderr.flush()
+    os.execve(sys.executable, [*PYTHON, "detector.daemon.sensor", str(spec)], os.environ | FRUGAL)  # noqa: S606
+
+
+__all__ = ["run"]

@@ -1,0 +1,211 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One moment of the service, never changed after it was made: the report, and the service's own state.
+
+Metrics and the status object are made from it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+
+from detector import __version__
+from detector.analysis.changes import Change
+from detector.analysis.report import VERDICTS, AnonymityReport, FamilyReport, Reason, Report
+from detector.base.family import Family
+from detector.config.model import Config
+from detector.config.reload import Reload
+from detector.counts.load import Load
+from detector.kernel.bpf import RunTime
+from detector.kernel.tables import LOSSES, Outcome, room
+from detector.predictors import NAMES
+from detector.publish.exporter import Samples
+from detector.publish.peers import PeerView
+from detector.publish.retention import Holding
+
+Rows = list[tuple[tuple[str, ...], float]]
+
+_OUTCOMES = {
+    Outcome.COUNTED: "counted",
+    Outcome.NOT_A_PEER: "not_a_peer",
+    Outcome.NOT_TRANSLATED: "not_translated",
+    Outcome.UNATTRIBUTED: "unattributed",
+    Outcome.LOST_PAIRS: "lost",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class About:
+    """What does not change while the service runs."""
+
+    config: Config
+    hook: str
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """One moment.
+
+    Attributes:
+        report: None before the first cycle.
+        since, made, epoch_since: seconds since 1970: the verdict's, the report's, the rules' beginning.
+        cycles, failures: cycles that made a report, and that did not.
+        durations: seconds of the last cycle by phase.
+        outcomes: flows since the start.
+        fill: entries in use by table.
+        refused_peers: tunnel addresses that the table has no room for.
+        resident: bytes by process.
+        loads: how flows are spread over the exits.
+        epoch: number of the current epoch, 0 before the rules were read.
+        change: by family, what the last change of the rules did to the mapping.
+        waiting: what is waited for, empty for nothing.
+        reload: how reading the configuration went last.
+        peers: by family, for who asks on the relay itself.
+        holds: what is in memory.
+    """
+
+    report: Report | None = None
+    since: float = 0.0
+    made: float = 0.0
+    cycles: int = 0
+    failures: int = 0
+    durations: Mapping[str, float] = field(default_factory=dict)
+    outcomes: Mapping[tuple[Family, Outcome], int] = field(default_factory=dict)
+    drained_rows: int = 0
+    fill: Mapping[str, int] = field(default_factory=dict)
+    refused_peers: int = 0
+    resident: Mapping[str, int] = field(default_factory=dict)
+    run_time: RunTime = field(default_factory=RunTime)
+    loads: Mapping[Family, Load] = field(default_factory=dict)
+    epoch: int = 0
+    epoch_since: float = 0.0
+    change: Mapping[Family, Change] = field(default_factory=dict)
+    not_understood: int = 0
+    waiting: str = ""
+    reload: Reload = field(default_factory=Reload)
+    peers: tuple[PeerView, ...] = field(default=(), repr=False)
+    holds: tuple[Holding, ...] = ()
+
+
+def status(now: Snapshot, about: About) -> dict[str, object]:
+    """The report object of the design, with what the service knows beside it."""
+    report = now.report.as_dict() if now.report else {"verdict": "unknown", "predictor": None, "families": {}}
+    return report | {
+        "relay": about.config.relay,
+        "since": _time(now.since),
+        "made": _time(now.made),
+        "cycles": now.cycles,
+        "interval": about.config.interval,
+        "window": about.config.window,
+        "epoch": {
+            "number": now.epoch,
+            "since": _time(now.epoch_since),
+            "change": {family.value: change.as_dict() for family, change in now.change.items()},
+        },
+        "configuration": {
+            "last_reload_successful": now.reload.good,
+            "read": _time(now.reload.at),
+            "restart_needed": list(now.reload.restart),
+        },
+        "hook": about.hook,
+        "waiting": now.waiting,
+        "rules_not_understood": now.not_understood,
+        "lost": {reason: _total(now, outcome) for reason, outcome in LOSSES.items()},
+        "unattributed": _total(now, Outcome.UNATTRIBUTED),
+    }
+
+
+def _time(seconds: float) -> str | None:
+    return datetime.fromtimestamp(seconds, UTC).isoformat(timespec="seconds") if seconds else None
+
+
+def _total(now: Snapshot, outcome: Outcome) -> int:
+    return sum(count for (_, one), count in now.outcomes.items() if one is outcome)
+
+
+def samples(now: Snapshot, about: About) -> Samples:
+    """Everything for /metrics, by name of the metric."""
+    found: dict[str, Rows] = {
+        "build": [((__version__,), 1)],
+        "hook": [((about.hook,), 1)],
+        "flows": _flows(now),
+        "events_lost": _lost(now),
+        "cycle_duration_seconds": [((phase,), seconds) for phase, seconds in now.durations.items()],
+        "cycles": [(("good",), now.cycles), (("failed",), now.failures)],
+        "last_good_cycle_timestamp_seconds": [((), now.made)],
+        "rows_drained": [((), now.drained_rows)],
+        "table_entries": [((table,), entries) for table, entries in now.fill.items()],
+        "table_capacity": [((table,), fits) for table, fits in room(about.config.tables).items()],
+        "peers_refused": [((), now.refused_peers)],
+        "process_resident_memory_bytes": [((process,), size) for process, size in now.resident.items()],
+        "program_run_seconds": [((), now.run_time.nanoseconds / 1e9)],
+        "program_runs": [((), now.run_time.runs)],
+        "rules_epoch": [((), now.epoch)],
+        "rules_not_understood": [((), now.not_understood)],
+        "waiting": [((), float(bool(now.waiting)))],
+        "config_last_reload_successful": [((), float(now.reload.good))],
+        "config_last_reload_success_timestamp_seconds": [((), now.reload.at)],
+        "config_restart_needed": [((), len(now.reload.restart))],
+    }
+    if now.report:
+        found["coverage_ratio"] = [((), now.report.coverage)]
+        found["verdict_since_timestamp_seconds"] = [((), now.since)]
+        for family, report in now.report.families.items():
+            for name, rows in _family(family, report).items():
+                found.setdefault(name, []).extend(rows)
+    return found
+
+
+def _flows(now: Snapshot) -> Rows:
+    return [
+        ((family, name), float(now.outcomes[family, outcome]))
+        for family in Family
+        for outcome, name in _OUTCOMES.items()
+        if (family, outcome) in now.outcomes
+    ]
+
+
+def _lost(now: Snapshot) -> Rows:
+    reasons = LOSSES | {"unattributed": Outcome.UNATTRIBUTED}
+    return [((reason,), float(_total(now, outcome))) for reason, outcome in reasons.items()]
+
+
+def _family(family: Family, report: FamilyReport) -> dict[str, Rows]:
+    return {
+        "relay_verdict": [((family, verdict), float(verdict is report.verdict)) for verdict in VERDICTS],
+        "verdict_unknown_reason": [((family, reason), float(reason in report.reasons)) for reason in Reason],
+        "mapping_predictor": [((family, name), float(name == report.predictor)) for name in NAMES],
+        "mapping_explained_ratio": [((family, name), one.ratio) for name, one in report.explained.items()],
+        "mapping_chance_ratio": [((family, name), one.chance) for name, one in report.explained.items()],
+        "leak_bits": [((family,), report.leak_bits)],
+        "leaking_peers_ratio": [((family,), report.leaking_share)],
+        "peers": [((family, verdict), report.peers_by_verdict.get(verdict, 0)) for verdict in VERDICTS],
+        "judged_peers": [((family,), report.judged)],
+        "exit_addresses": [((family, "in_use"), report.exits), ((family, "configured"), report.pool_size)],
+        "anonymity_set_peers": _anonymity_set(family, report.anonymity_set),
+        **_consistency(family, report),
+    }
+
+
+def _anonymity_set(family: Family, peers: AnonymityReport | None) -> Rows:
+    if peers is None:
+        return []
+    return [
+        ((family, "min"), peers.least),
+        ((family, "median"), peers.median),
+        ((family, "effective_min"), peers.effective_least),
+        ((family, "effective_median"), peers.effective_median),
+    ]
+
+
+def _consistency(family: Family, report: FamilyReport) -> dict[str, Rows]:
+    """The contrasts that were tried, against chance."""
+    tried = {name: one for name, one in report.contrasts.items() if one.peers}
+    return {
+        "consistency_ratio": [
+            ((family, name), one.corrected) for name, one in tried.items() if one.corrected is not None
+        ],
+        "consistency_observed_ratio": [((family, name), one.observed) for name, one in tried.items()],
+        "consistency_chance_ratio": [((family, name), one.chance) for name, one in tried.items()],
+    }

@@ -1,0 +1,214 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What must hold for any relay: names do not matter, halves add up, nobody hides behind a harmless peer."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from ipaddress import IPv4Address
+
+import numpy as np
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+
+from detector.analysis.observation import Loss, Observation, Trials
+from detector.analysis.report import VERDICTS, Verdict
+from detector.analysis.verdict import judge_family
+from detector.base.family import Family
+from tools.simulated_relays import MAPPINGS, Relay, Traffic, merged, observe, traffic
+
+NAMES = sorted(set(MAPPINGS) - {"one-to-one"})
+few = settings(max_examples=40, deadline=None)
+
+
+@st.composite
+def relays(draw: st.DrawFn) -> tuple[Traffic, Relay]:
+    """Traffic, and what a relay makes of it."""
+    rng = np.random.default_rng(draw(st.integers(0, 2**32)))
+    flows = traffic(
+        rng,
+        peers=draw(st.integers(2, 40)),
+        flows=draw(st.integers(1, 40)),
+        destinations=draw(st.sampled_from([4, 12, 1000])),
+        ports=draw(st.sampled_from([0, 5])),
+        sessions=draw(st.integers(1, 4)),
+    )
+    return flows, MAPPINGS[draw(st.sampled_from(NAMES))](rng, flows, draw(st.sampled_from([2, 11, 60])))
+
+
+def permuted(trials: Trials, order: NDArray[np.intp]) -> Trials:
+    """The same trials with the peers in another order."""
+    expected = None if trials.expected is None else trials.expected[order]
+    return Trials(trials.tried[order], trials.true[order], expected)
+
+
+def relabelled(observation: Observation, rng: np.random.Generator) -> Observation:
+    """The same relay with its peers, exits and rows in another order."""
+    peers, exits = rng.permutation(observation.peers), rng.permutation(len(observation.exits))
+    rows = rng.permutation(observation.peer.size)
+    new_peer, new_exit = np.argsort(peers).astype(np.uint32), np.argsort(exits).astype(np.uint32)
+    return replace(
+        observation,
+        exits=tuple(observation.exits[number] for number in exits),
+        pool=observation.pool[exits],
+        peer=new_peer[observation.peer[rows]],
+        exit=new_exit[observation.exit[rows]],
+        flows=observation.flows[rows],
+        votes=observation.votes[rows],
+        firsts=observation.firsts[rows],
+        same_destination=permuted(observation.same_destination, peers),
+        same_port=permuted(observation.same_port, peers),
+        destination_predictor=permuted(observation.destination_predictor, peers),
+        predicted={
+            name: new_exit.astype(np.int32)[said[peers]] for name, said in observation.predicted.items()
+        },
+    )
+
+
+@few
+@given(relays(), st.integers(0, 2**32))
+def test_names_of_peers_and_exits_do_not_matter(made: tuple[Traffic, Relay], seed: int) -> None:
+    """The report is the same whatever order peers, exits and rows come in."""
+    observation = observe(*made)
+    other = relabelled(observation, np.random.default_rng(seed))
+    assert judge_family(other).as_dict() == judge_family(observation).as_dict()
+
+
+@few
+@given(relays(), st.integers(0, 2**32))
+def test_halves_add_up(made: tuple[Traffic, Relay], seed: int) -> None:
+    """Counts that were taken apart and added again give the same report as the whole."""
+    whole, rng = observe(*made), np.random.default_rng(seed)
+
+    def part(counts: NDArray[np.uint32]) -> NDArray[np.uint32]:
+        return rng.binomial(counts, 0.5).astype(np.uint32)
+
+    def taken(trials: Trials) -> Trials:
+        true = part(trials.true)
+        tried = true + part(trials.tried - trials.true)
+        return Trials(tried, true, None if trials.expected is None else trials.expected / 4)
+
+    half = replace(
+        whole,
+        flows=part(whole.flows),
+        votes=part(whole.votes),
+        firsts=part(whole.firsts),
+        same_destination=taken(whole.same_destination),
+        same_port=taken(whole.same_port),
+        destination_predictor=taken(whole.destination_predictor),
+        loss=replace(whole.loss, seen=whole.loss.seen // 2),
+    )
+
+    def left(trials: Trials, taken: Trials) -> Trials:
+        expected = None
+        if trials.expected is not None and taken.expected is not None:
+            expected = trials.expected - taken.expected
+        return Trials(trials.tried - taken.tried, trials.true - taken.true, expected)
+
+    rest = replace(
+        whole,
+        flows=whole.flows - half.flows,
+        votes=whole.votes - half.votes,
+        firsts=whole.firsts - half.firsts,
+        same_destination=left(whole.same_destination, half.same_destination),
+        same_port=left(whole.same_port, half.same_port),
+        destination_predictor=left(whole.destination_predictor, half.destination_predictor),
+        loss=replace(whole.loss, seen=whole.loss.seen - half.loss.seen),
+    )
+    assert judge_family(merged(half, rest)).as_dict() == judge_family(whole).as_dict()
+
+
+@few
+@given(
+    st.sampled_from(
+        ["persistent", "plain", "jhash", "jhash-seeded", "jhash-src-dst", "netmap", "half-jhash"]
+    ),
+    st.integers(1, 200),
+    st.integers(0, 2**32),
+)
+def test_an_independent_peer_hides_nobody(mapping: str, flows: int, seed: int) -> None:
+    """One more peer with random exits, quiet or busy, never makes a leaking relay look better."""
+    rng = np.random.default_rng(seed)
+    peers = 40
+    each = np.append(np.full(peers, 24, np.intp), flows)
+    all_flows = traffic(rng, peers + 1, each, destinations=12)
+    made = MAPPINGS[mapping](rng, all_flows, 16)
+    stranger = all_flows.peer == peers
+    random_exit = rng.integers(0, 16, all_flows.peer.size)
+    exits = np.where(stranger, random_exit, made.exit)
+    with_it = observe(
+        all_flows, replace(made, exit=exits, destination_hits=made.destination_hits & ~stranger)
+    )
+    rows = with_it.peer < peers
+    without = replace(
+        with_it,
+        peer=with_it.peer[rows],
+        exit=with_it.exit[rows],
+        flows=with_it.flows[rows],
+        votes=with_it.votes[rows],
+        firsts=with_it.firsts[rows],
+    )
+    before, after = judge_family(without).verdict, judge_family(with_it).verdict
+    assert before in VERDICTS[:4]
+    assert VERDICTS.index(after) <= VERDICTS.index(before)
+
+
+@few
+@given(relays(), st.integers(0, 1000), st.integers(0, 1000))
+def test_loss_never_looks_harmless(made: tuple[Traffic, Relay], lost: int, unattributed: int) -> None:
+    """Losing flows can only turn a verdict into unknown."""
+    whole = observe(*made)
+    loss = replace(whole.loss, lost=lost, unattributed=unattributed)
+    report = judge_family(replace(whole, loss=loss))
+    assert report.verdict in {judge_family(whole).verdict, Verdict.UNKNOWN}
+
+
+@st.composite
+def counts(draw: st.DrawFn) -> Observation:
+    """Any counts at all: no traffic would make most of them."""
+    rng = np.random.default_rng(draw(st.integers(0, 2**32)))
+    peers, exits = draw(st.integers(0, 8)), draw(st.integers(0, 6))
+    pools = draw(st.lists(st.sampled_from([1, 2, 6, 2**64]), max_size=20))
+    pairs = rng.permutation(peers * exits)[: draw(st.integers(0, 48))]
+    top = draw(st.sampled_from([1, 4, 600, 2**31]))
+
+    def column(size: int) -> NDArray[np.uint32]:
+        return rng.integers(0, top, size).astype(np.uint32)
+
+    def trials() -> Trials:
+        tried = column(peers)
+        return Trials(tried, rng.binomial(tried, rng.random()).astype(np.uint32), rng.random(peers) * tried)
+
+    flows = column(pairs.size)
+    return Observation(
+        family=Family.IPV4,
+        peers=peers,
+        exits=tuple(IPv4Address(number) for number in range(exits)),
+        pool=rng.integers(-1, len(pools), exits).astype(np.int32),
+        pool_sizes=tuple(pools),
+        peer=(pairs // max(exits, 1)).astype(np.uint32),
+        exit=(pairs % max(exits, 1)).astype(np.uint32),
+        flows=flows,
+        votes=np.minimum(flows, column(pairs.size)),
+        firsts=np.minimum(flows, column(pairs.size)),
+        same_destination=trials(),
+        same_port=trials(),
+        destination_predictor=trials(),
+        predicted={
+            "modulo": rng.integers(-1, max(exits, 1), (peers, len(pools))).astype(np.int32),
+            "mine": rng.integers(-1, max(exits, 1), peers).astype(np.int32),
+        },
+        wide=rng.random(peers) < 0.2,
+        exclusive_map=bool(rng.random() < 0.3),
+        loss=Loss(int(flows.sum())),
+    )
+
+
+@settings(max_examples=200, deadline=None)
+@given(counts())
+def test_any_counts_give_a_report(observation: Observation) -> None:
+    """Whatever is counted, the analysis ends in a report that JSON can hold, without a warning."""
+    with np.errstate(all="raise", under="ignore"):
+        said = json.dumps(judge_family(observation).as_dict(), allow_nan=False)
+    assert json.loads(said)["verdict"] in VERDICTS

@@ -1,0 +1,160 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Slots and pseudonyms: no two peers ever share one."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from detector.base.errors import HostError
+from detector.daemon.slots import Pseudonyms, SlotTable
+from detector.wireguard.model import AllowedIp, Interface, InterfacePeers, Kind, PublicKey, Snapshot
+
+A, B, C = (PublicKey(letter * 32) for letter in (b"a", b"b", b"c"))
+
+
+def ip(last: int) -> AllowedIp:
+    """10.0.0.last."""
+    return AllowedIp(bytes([10, 0, 0, last]), 32)
+
+
+def snapshot(peers: Mapping[PublicKey, list[int]], ifindex: int = 7, name: str = "wg0") -> Snapshot:
+    """One interface with these peers; a peer's numbers are its addresses."""
+    known = {key: tuple(map(ip, addresses)) for key, addresses in peers.items()}
+    return Snapshot((InterfacePeers(Interface(name, ifindex, Kind.KERNEL), known),))
+
+
+def test_each_allowed_ip_has_a_slot() -> None:
+    """A peer with two tunnel addresses has two slots and one pseudonym."""
+    table = SlotTable(8)
+    changes = table.update(snapshot({A: [1, 2], B: [3]}))
+    assert [(slot.number, slot.allowed) for slot in changes.added] == [(0, ip(1)), (1, ip(2)), (2, ip(3))]
+    first, second, other = (slot.pseudonym for slot in changes.added)
+    assert first == second != other
+    assert (len(table), table.taken, changes.retired, changes.refused) == (3, 3, (), 0)
+
+
+def test_an_unchanged_snapshot_changes_nothing() -> None:
+    """The second of two equal snapshots is no change."""
+    table = SlotTable(8)
+    table.update(snapshot({A: [1], B: [2]}))
+    changes = table.update(snapshot({A: [1], B: [2]}))
+    assert not (changes.added or changes.retired or changes.moved or changes.refused)
+
+
+def test_a_moved_address_gets_another_slot() -> None:
+    """An address that moves to another peer leaves the old slot and takes a new one."""
+    table = SlotTable(8)
+    table.update(snapshot({A: [1], B: [2]}))
+    changes = table.update(snapshot({A: [], B: [2, 1]}))
+    assert [slot.number for slot in changes.retired] == [0]
+    assert [(slot.number, slot.allowed) for slot in changes.added] == [(2, ip(1))]
+
+
+def test_a_slot_waits_for_its_release() -> None:
+    """The number of a peer that is gone is nobody's until it is released."""
+    table = SlotTable(1)
+    table.update(snapshot({A: [1]}))
+    changes = table.update(snapshot({B: [2]}))
+    assert ([slot.number for slot in changes.retired], changes.added, changes.refused) == ([0], (), 1)
+    table.release([0])
+    changes = table.update(snapshot({B: [2]}))
+    assert [(slot.number, slot.allowed) for slot in changes.added] == [(0, ip(2))]
+
+
+def test_only_retired_slots_are_released() -> None:
+    """Releasing a slot that is in use, free or unknown is refused."""
+    table = SlotTable(2)
+    table.update(snapshot({A: [1]}))
+    for number in (0, 1, 9):
+        with pytest.raises(ValueError, match="not retired"):
+            table.release([number])
+
+
+def test_a_full_table_counts_who_is_left_out() -> None:
+    """What does not fit is counted at each update, and nobody loses a slot for it."""
+    table = SlotTable(2)
+    assert table.update(snapshot({A: [1, 2], B: [3, 4], C: [5]})).refused == 3
+    assert table.update(snapshot({A: [1, 2], B: [3, 4], C: [5]})).refused == 3
+    assert [slot.allowed for slot in table.slots()] == [ip(1), ip(2)]
+
+
+def test_a_new_ifindex_keeps_the_slots() -> None:
+    """An interface that is created anew keeps its peers' slots under the new ifindex."""
+    table = SlotTable(4)
+    table.update(snapshot({A: [1]}, ifindex=7))
+    changes = table.update(snapshot({A: [1]}, ifindex=9))
+    assert [(slot.number, slot.ifindex) for slot in changes.moved] == [(0, 9)]
+    assert not (changes.added or changes.retired)
+
+
+def test_an_unread_interface_keeps_its_peers() -> None:
+    """A failed reading retires nobody; a vanished interface retires its peers."""
+    table = SlotTable(4)
+    table.update(snapshot({A: [1]}))
+    assert not table.update(Snapshot((), unread={"wg0": HostError("busy")})).retired
+    assert len(table.update(Snapshot((), missing=("wg0",))).retired) == 1
+
+
+def test_equal_addresses_on_two_interfaces() -> None:
+    """The same address on another interface is another slot."""
+    table = SlotTable(4)
+    both = snapshot({A: [1]}).interfaces + snapshot({A: [1]}, ifindex=8, name="wg1").interfaces
+    assert [slot.ifindex for slot in table.update(Snapshot(both)).added] == [7, 8]
+
+
+def test_pseudonyms_come_back_and_say_nothing() -> None:
+    """A peer that comes back has its pseudonym again; another start gives it another."""
+    table = SlotTable(4)
+    (first,) = table.update(snapshot({A: [1]})).added
+    table.update(snapshot({}))
+    (again,) = table.update(snapshot({A: [1]})).added
+    assert again.pseudonym == first.pseudonym
+    assert len(first.pseudonym) == len("peer-") + 8
+    assert Pseudonyms().name(A) != first.pseudonym
+
+
+def test_pseudonyms_do_not_collide() -> None:
+    """Where two keys have the same first letters, the later one gets more of them."""
+    names = Pseudonyms(bytes(32))
+    short = names.name(A)
+    names._owners[Pseudonyms(bytes(32)).name(B)] = A
+    assert names.name(B).startswith(Pseudonyms(bytes(32)).name(B))
+    assert len(names.name(B)) == len(short) + 1
+
+
+def test_nothing_prints_a_peer() -> None:
+    """Neither the table nor a change shows a key or an address."""
+    table = SlotTable(4)
+    changes = table.update(snapshot({A: [1]}))
+    text = f"{table} {changes} {table._slots}"
+    for secret in ("10.0.0.1", "\\n\\x00\\x00\\x01", "aaaa", A.hex()):
+        assert secret not in text
+
+
+@given(
+    st.lists(
+        st.tuples(st.dictionaries(st.sampled_from([A, B, C]), st.sets(st.integers(0, 5))), st.booleans())
+    )
+)
+def test_no_number_is_ever_shared(steps: list[tuple[dict[PublicKey, set[int]], bool]]) -> None:
+    """Whatever comes and goes, a number passes on only through a release, and the counts add up."""
+    table, owners, waiting = SlotTable(6), dict[int, tuple[str, AllowedIp]](), set[int]()
+    for peers, release in steps:
+        changes = table.update(snapshot({key: sorted(addresses) for key, addresses in peers.items()}))
+        for slot in changes.retired:
+            del owners[slot.number]
+            waiting.add(slot.number)
+        for slot in changes.added:
+            assert slot.number not in owners
+            assert slot.number not in waiting
+            assert slot.number < 6
+            owners[slot.number] = (slot.pseudonym, slot.allowed)
+        assert len(owners) + changes.refused == sum(map(len, peers.values()))
+        assert table.taken == len(owners) + len(waiting)
+        if release:
+            table.release(waiting)
+            waiting.clear()

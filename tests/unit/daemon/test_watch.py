@@ -1,0 +1,35 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A thing that stands is said once when it begins and once when it is over."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+
+_STEPS = """
+from detector import logs
+from detector.base.errors import NotYet
+from detector.daemon.watch import Told
+logs.configure("sensor", "json")
+told = Told()
+told.clear("waiting")
+for _ in range(3):
+    told.tell("waiting", "waiting for WireGuard", NotYet("no interface"))
+told.tell("waiting", "waiting for WireGuard", NotYet("wg0 not there"))
+told.tell("slots", "no room", None, 7)
+for _ in range(2):
+    told.clear("waiting")
+"""
+
+
+def test_what_stands_is_said_once() -> None:
+    """The same trouble at every look is one line; another reason is another line; its end is one more."""
+    done = subprocess.run([sys.executable, "-c", _STEPS], capture_output=True, text=True, check=True)
+    lines = [json.loads(line) for line in done.stderr.splitlines()]
+    assert [(line["level"], line["event"], line.get("reason"), line.get("count")) for line in lines] == [
+        ("warning", "waiting for WireGuard", "no interface", None),
+        ("warning", "waiting for WireGuard", "wg0 not there", None),
+        ("warning", "no room", None, 7),
+        ("info", "over", None, None),
+    ]
