@@ -22,7 +22,7 @@ enum memory {
 };
 
 /* 16 bits that differ when exits differ, but for one pair of exits in 65,536. */
-static __always_inline u32 exit_mark(const struct flow *flow)
+static __always_inline u32 exit_hash16(const struct flow *flow)
 {
 	u64 folded = flow->exit.half[0] ^ flow->exit.half[1];
 
@@ -35,7 +35,7 @@ static __always_inline bool way_is_free(u64 way, u32 pane)
 }
 
 /* Looks the key up and puts the exit in its place; a key that is not there takes a free way, or finds none. */
-static __always_inline enum memory remember(struct bucket *bucket, u64 tag, u32 mark, u32 pane)
+static __always_inline enum memory lookup_or_insert(struct bucket *bucket, u64 tag, u32 mark, u32 pane)
 {
 	u64 now = tag << TAG_SHIFT | (u64)(pane & PANE_MASK) << EXIT_BITS | mark;
 	int free = -1;
@@ -57,7 +57,7 @@ static __always_inline enum memory remember(struct bucket *bucket, u64 tag, u32 
 	return NEW;
 }
 
-static __always_inline enum memory remember_destination(u64 owner, const struct flow *flow, u32 mark, u32 pane)
+static __always_inline enum memory lookup_destination(u64 owner, const struct flow *flow, u32 mark, u32 pane)
 {
 	struct address destination = destination_of(flow);
 	struct siphash s;
@@ -73,10 +73,10 @@ static __always_inline enum memory remember_destination(u64 owner, const struct 
 	hash = siphash_end(&s);
 	index = (u32)hash & (EP_DESTINATION_BUCKETS - 1);
 	bucket = destinations.lookup(&index);
-	return bucket ? remember(bucket, hash >> TAG_SHIFT, mark, pane) : FULL;
+	return bucket ? lookup_or_insert(bucket, hash >> TAG_SHIFT, mark, pane) : FULL;
 }
 
-static __always_inline enum memory remember_port(u64 owner, const struct flow *flow, u32 mark, u32 pane)
+static __always_inline enum memory lookup_port(u64 owner, const struct flow *flow, u32 mark, u32 pane)
 {
 	struct siphash s;
 	struct bucket *bucket;
@@ -89,16 +89,16 @@ static __always_inline enum memory remember_port(u64 owner, const struct flow *f
 	hash = siphash_end(&s);
 	index = (u32)hash & (EP_PORT_BUCKETS - 1);
 	bucket = ports.lookup(&index);
-	return bucket ? remember(bucket, hash >> TAG_SHIFT, mark, pane) : FULL;
+	return bucket ? lookup_or_insert(bucket, hash >> TAG_SHIFT, mark, pane) : FULL;
 }
 
 /* True when the flow is a vote. */
 static __always_inline bool measure(u32 id, struct slot *slot, const struct flow *flow, const struct control *control)
 {
-	u64 owner = (u64)slot->owners << 32 | id; /* what a peer of before has left in the memories is not found */
-	u32 mark = exit_mark(flow);
-	enum memory destination = remember_destination(owner, flow, mark, control->pane);
-	enum memory port = remember_port(owner, flow, mark, control->pane);
+	u64 owner = (u64)slot->generation << 32 | id; /* what a peer of before has left in the memories is not found */
+	u32 mark = exit_hash16(flow);
+	enum memory destination = lookup_destination(owner, flow, mark, control->pane);
+	enum memory port = lookup_port(owner, flow, mark, control->pane);
 
 	if (destination == FULL || port == FULL) {
 		count_outcome(flow->family, destination == FULL ? LOST_DESTINATIONS : LOST_PORTS);

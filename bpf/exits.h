@@ -33,7 +33,7 @@ static __always_inline struct exit_line *exit_line(u64 tag, u32 probe)
 static __always_inline u32 next_number(void)
 {
 	u32 zero = 0;
-	u64 *met = exits_met.lookup(&zero);
+	u64 *met = next_exit_id.lookup(&zero);
 
 #pragma nounroll
 	for (u32 i = 0; met && i < NUMBER_TRIES; i++) {
@@ -77,7 +77,7 @@ static __always_inline u32 add_exit(const struct flow *flow, u64 tag)
 }
 
 /* The number + 1, 0 when there is no room for it. */
-static __always_inline u32 number_exit(const struct flow *flow)
+static __always_inline u32 exit_id(const struct flow *flow)
 {
 	u64 tag = exit_tag(flow);
 
@@ -90,7 +90,7 @@ static __always_inline u32 number_exit(const struct flow *flow)
 		for (int i = 0; i < EXIT_WAYS; i++) {
 			u64 way = line->way[i];
 
-			if (often(is_exit(way, tag)))
+			if (likely(is_exit(way, tag)))
 				return way & NUMBER_MASK;
 			if (!way)
 				return add_exit(flow, tag);

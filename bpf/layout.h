@@ -13,8 +13,8 @@
 #define EP_AF_INET 2
 #define EP_AF_INET6 10
 
-#define often(condition) __builtin_expect(!!(condition), 1)
-#define rarely(condition) __builtin_expect(!!(condition), 0)
+#define likely(condition) __builtin_expect(!!(condition), 1)
+#define unlikely(condition) __builtin_expect(!!(condition), 0)
 
 /*
  * By number: BCC may put bpf_probe_read in the place of bpf_probe_read_kernel, which a netfilter program is

@@ -17,7 +17,7 @@ static __always_inline u32 find_slot(const struct flow *flow)
 		for (int i = 0; i < PEERS_IN_LINE; i++) {
 			struct peer *peer = &line->peer[i];
 
-			if (often(same_address(&peer->address, &flow->source) && peer->ifindex == flow->ifindex && peer->slot))
+			if (likely(same_address(&peer->address, &flow->source) && peer->ifindex == flow->ifindex && peer->slot))
 				return peer->slot;
 		}
 	}
@@ -71,7 +71,7 @@ static __always_inline enum outcome observe_flow(const struct flow *flow)
 	struct slot *slot;
 	u32 zero = 0, votes_firsts = 0, found = find_slot(flow), id = found - 1;
 
-	if (rarely(!found)) {
+	if (unlikely(!found)) {
 		u32 ifindex = flow->ifindex; /* a copy, so that the flow itself can be in registers */
 
 		return tunnels.lookup(&ifindex) ? UNATTRIBUTED : NOT_A_PEER;
@@ -80,9 +80,9 @@ static __always_inline enum outcome observe_flow(const struct flow *flow)
 		return NOT_TRANSLATED;
 	control = controls.lookup(&zero);
 	slot = slots.lookup(&id);
-	if (rarely(!control || !slot))
+	if (unlikely(!control || !slot))
 		return LOST_PAIRS;
-	if (rarely(!is_settled(slot, control))) {
+	if (unlikely(!is_settled(slot, control))) {
 		if (to_measure(slot, control) && measure(id, slot, flow, control))
 			votes_firsts = VOTE;
 		if (starts_session(slot, control))

@@ -20,9 +20,9 @@ static __always_inline struct block *find_block(void *table, u64 key)
 		if (!block)
 			return 0;
 		owner = block->key;
-		if (rarely(!owner))
+		if (unlikely(!owner))
 			owner = __sync_val_compare_and_swap(&block->key, 0, key);
-		if (often(!owner || owner == key))
+		if (likely(!owner || owner == key))
 			return block;
 		place += mixed >> 16 | 1;
 	}
@@ -38,7 +38,7 @@ static __always_inline void add_count(struct block *block, u64 place, u32 n)
 
 static __always_inline enum outcome add_pair(u32 id, const struct flow *flow, u32 votes_firsts)
 {
-	u32 zero = 0, number = number_exit(flow) - 1;
+	u32 zero = 0, number = exit_id(flow) - 1;
 	u32 group = (u64)number * 0xaaaaaaab >> 34; /* number / EXITS_IN_BLOCK, without a division */
 	u64 key = (u64)(id + 1) << 32 | group, place = number - group * EXITS_IN_BLOCK;
 	struct block *flows, *rest;
@@ -51,7 +51,7 @@ static __always_inline enum outcome add_pair(u32 id, const struct flow *flow, u3
 	flows = find_block(table, key);
 	if (!flows)
 		return LOST_PAIRS;
-	if (rarely(votes_firsts)) {
+	if (unlikely(votes_firsts)) {
 		rest = find_block(table, key | VOTES_FIRSTS);
 		if (!rest)
 			return LOST_PAIRS;

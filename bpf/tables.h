@@ -70,7 +70,7 @@ struct exit_line {
 	u64 way[EXIT_WAYS];
 };
 BPF_ARRAY(exit_lines, struct exit_line, EP_EXIT_LINES);
-BPF_ARRAY(exits_met, u64, 1);
+BPF_ARRAY(next_exit_id, u64, 1);
 
 /* What a number stands for, for user space; written before the number is used. */
 BPF_F_TABLE("array", u32, struct address, exits, EP_EXITS, BPF_F_MMAPABLE);
@@ -108,7 +108,7 @@ struct slot {
 	u32 same_port_true;
 	u32 destination_tried;
 	u32 destination_hit;
-	u32 owners; /* how many peers it has stood for before: part of the keys of both memories */
+	u32 generation; /* how many peers it has stood for before: part of the keys of both memories */
 	u32 spare[3];
 };
 BPF_F_TABLE("array", u32, struct slot, slots, EP_PEERS, BPF_F_MMAPABLE);

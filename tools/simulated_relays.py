@@ -3,7 +3,7 @@
 
 For calibration and tests. `observe` counts flow by flow as the kernel does: a vote is a flow with a
 destination and a source port new for its peer; a return compares with the most recent exit of that
-destination (or of that source port); after the first `BUDGET` flows of a peer only flows and session firsts
+destination (or of that source port); after the first `BUDGET` flows of a peer only flows and session starts
 are counted.
 """
 
@@ -128,7 +128,7 @@ def observe(flows: Traffic, relay: Relay, loss: Loss | None = None) -> Observati
         exit=(pair % relay.pool_size).astype(np.uint32),
         flows=counted(np.ones(flows.peer.size, bool)),
         votes=counted(vote),
-        firsts=counted(first),
+        session_starts=counted(first),
         same_destination=trials(
             measured & ~new_destination & new_port, relay.exit == relay.exit[destination_before]
         ),
@@ -323,7 +323,7 @@ def beside(one: Observation, other: Observation) -> Observation:
         exit=both("exit", exits),
         flows=both("flows"),
         votes=both("votes"),
-        firsts=both("firsts"),
+        session_starts=both("session_starts"),
         same_destination=_chained(one.same_destination, other.same_destination),
         same_port=_chained(one.same_port, other.same_port),
         destination_predictor=_chained(one.destination_predictor, other.destination_predictor),
@@ -359,7 +359,7 @@ def merged(one: Observation, other: Observation) -> Observation:
         exit=(pair % exits).astype(np.uint32),
         flows=added("flows"),
         votes=added("votes"),
-        firsts=added("firsts"),
+        session_starts=added("session_starts"),
         same_destination=_sum(one.same_destination, other.same_destination),
         same_port=_sum(one.same_port, other.same_port),
         destination_predictor=_sum(one.destination_predictor, other.destination_predictor),

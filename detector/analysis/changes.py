@@ -51,7 +51,7 @@ class Outcome(StrEnum):
 
 
 @dataclass(frozen=True, slots=True)
-class Homes:
+class PrimaryExits:
     """The exits that n peers of one family have for themselves.
 
     Attributes:
@@ -71,16 +71,16 @@ class Homes:
     judged: int
 
     @property
-    def keeping(self) -> float:
+    def sticky_share(self) -> float:
         """Share of the judged peers that has an exit of its own, and not the same for everybody."""
         if not self.judged or (len(self.exit) > 1 and (self.exit == self.exit[0]).all()):
             return 0.0
         return len(self.peer) / self.judged
 
-    def without(self, gone: Sequence[int]) -> Homes:
+    def without(self, gone: Sequence[int]) -> PrimaryExits:
         """The same without peers that are no more."""
         stays = ~np.isin(self.peer, np.asarray(gone, np.int64))
-        return Homes(
+        return PrimaryExits(
             self.epoch,
             self.peer[stays],
             self.exit[stays],
@@ -103,7 +103,7 @@ class Change:
         step: that step, in addresses, or in positions where the pool is the same and its end is followed by
             its beginning; None without any.
         relative: share that has the same relative position in a pool of another size, None for equal sizes.
-        keeping_before, keeping_after: share of the judged peers that has an exit of its own.
+        sticky_share_before, sticky_share_after: share of the judged peers that has an exit of its own.
     """
 
     outcome: Outcome
@@ -114,14 +114,14 @@ class Change:
     moved: float
     step: int | None
     relative: float | None
-    keeping_before: float
-    keeping_after: float
+    sticky_share_before: float
+    sticky_share_after: float
 
     def as_dict(self) -> dict[str, object]:
         """For JSON."""
         rounded = {
             name: round(getattr(self, name), 4)
-            for name in ("same", "same_chance", "moved", "keeping_before", "keeping_after")
+            for name in ("same", "same_chance", "moved", "sticky_share_before", "sticky_share_after")
         }
         return {
             "outcome": self.outcome.value,
@@ -134,9 +134,9 @@ class Change:
         }
 
 
-def homes(
+def primary_exits(
     observation: Observation, names: NDArray[np.int64], ranges: Sequence[Range], epoch: int = 0
-) -> Homes:
+) -> PrimaryExits:
     """The exits of their own that the peers of an observation have.
 
     Args:
@@ -148,17 +148,17 @@ def homes(
     votes = np.asarray(observation.votes).astype(np.float64)
     total = np.bincount(observation.peer, votes, observation.peers)
     there = names >= 0
-    if observation.wide is not None:
-        there = there & ~observation.wide
+    if observation.is_network is not None:
+        there = there & ~observation.is_network
     own = (votes >= VOTES_TO_JUDGE) & (2 * votes > total[observation.peer]) & there[observation.peer]
     judged = int(np.count_nonzero(there & (total >= VOTES_TO_JUDGE)))
     exits = observation.exit[own].astype(np.intp)
-    return Homes(
+    return PrimaryExits(
         epoch, names[observation.peer[own]].astype(np.int64), exits, observation.exits, tuple(ranges), judged
     )
 
 
-def compare(before: Homes, after: Homes) -> Change:
+def compare(before: PrimaryExits, after: PrimaryExits) -> Change:
     """What became of the exits of `before` in `after`."""
     _, old, new = np.intersect1d(before.peer, after.peer, assume_unique=True, return_indices=True)
     was, now = before.exit[old], after.exit[new]
@@ -177,8 +177,8 @@ def compare(before: Homes, after: Homes) -> Change:
         moved=moved.share,
         step=step,
         relative=None if relative is None else relative.share,
-        keeping_before=before.keeping,
-        keeping_after=after.keeping,
+        sticky_share_before=before.sticky_share,
+        sticky_share_after=after.sticky_share,
     )
 
 
@@ -229,7 +229,7 @@ def _dealt(met: float, peers: int, even: float) -> float:
 
 
 def _block(
-    before: Homes, after: Homes, was: NDArray[np.intp], now: NDArray[np.intp]
+    before: PrimaryExits, after: PrimaryExits, was: NDArray[np.intp], now: NDArray[np.intp]
 ) -> tuple[_Fit, int | None]:
     """The commonest step by which exits moved, and for how many: of addresses, or of positions in a ring."""
     best: tuple[_Fit, int | None] = (_Fit(len(was), 0, 1.0), None)
@@ -248,7 +248,7 @@ def _block(
     return best
 
 
-def _scales(before: Homes, after: Homes) -> list[tuple[Words, Words, int | None]]:
+def _scales(before: PrimaryExits, after: PrimaryExits) -> list[tuple[Words, Words, int | None]]:
     """Numbers of the exits of before and of after, and the size of the ring that they stand on."""
     scales: list[tuple[Words, Words, int | None]] = [(_numbers(before.exits), _numbers(after.exits), None)]
     size = _size(after.ranges)
@@ -257,7 +257,9 @@ def _scales(before: Homes, after: Homes) -> list[tuple[Words, Words, int | None]
     return scales
 
 
-def _relative(before: Homes, after: Homes, was: NDArray[np.intp], now: NDArray[np.intp]) -> _Fit | None:
+def _relative(
+    before: PrimaryExits, after: PrimaryExits, was: NDArray[np.intp], now: NDArray[np.intp]
+) -> _Fit | None:
     """How many peers stand at the same fraction of the pool, where its size changed."""
     small, large = _size(before.ranges), _size(after.ranges)
     if small == large or not 1 < small < _LARGEST or not 1 < large < _LARGEST:
@@ -272,10 +274,12 @@ def _relative(before: Homes, after: Homes, was: NDArray[np.intp], now: NDArray[n
     return _Fit(len(was), hits, _dealt(float(inside.sum()) - hits, len(was), even))
 
 
-def _outcome(before: Homes, after: Homes, same: _Fit, moved: _Fit, relative: _Fit | None) -> Outcome:
+def _outcome(
+    before: PrimaryExits, after: PrimaryExits, same: _Fit, moved: _Fit, relative: _Fit | None
+) -> Outcome:
     if min(before.judged, after.judged) < _FEWEST:
         return Outcome.UNKNOWN
-    keeps = before.keeping >= _KEEPS, after.keeping >= _KEEPS
+    keeps = before.sticky_share >= _KEEPS, after.sticky_share >= _KEEPS
     if not all(keeps):
         return {(True, False): Outcome.ENDED, (False, True): Outcome.BEGUN}.get(keeps, Outcome.NONE)
     fits = {Outcome.KEPT: same, Outcome.SHIFTED: moved}
@@ -299,7 +303,7 @@ def _numbers(exits: Sequence[Address]) -> Words:
     return np.array([int(address) % _WORD for address in exits], np.uint64)
 
 
-def _positions(of: Homes) -> Words:
+def _positions(of: PrimaryExits) -> Words:
     """The position of each exit in all pools of the family, laid end to end; the last for an exit of none."""
     found = []
     for address in of.exits:
@@ -336,12 +340,12 @@ def because(change: Change) -> str:
             "have another exit."
         ),
         Outcome.ENDED: (
-            f"Before the change {change.keeping_before:.0%} of the peers had an exit of their own; now "
-            f"{change.keeping_after:.0%} have one."
+            f"Before the change {change.sticky_share_before:.0%} of the peers had an exit of their own; now "
+            f"{change.sticky_share_after:.0%} have one."
         ),
         Outcome.BEGUN: (
-            f"Before the change {change.keeping_before:.0%} of the peers had an exit of their own; now "
-            f"{change.keeping_after:.0%} have one."
+            f"Before the change {change.sticky_share_before:.0%} of the peers had an exit of their own; now "
+            f"{change.sticky_share_after:.0%} have one."
         ),
         Outcome.NONE: "Neither before nor after the change did peers have an exit of their own.",
         Outcome.UNKNOWN: "Too few peers have shown an exit of their own, before or since, to compare them.",

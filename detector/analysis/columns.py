@@ -30,7 +30,7 @@ class Columns:
         peers, exits, groups: P, E, G.
         present: peers with flows, networks too.
         peer, exit: shape (n,).
-        flows, votes, firsts: shape (n,), float.
+        flows, votes, session_starts: shape (n,), float.
         peer_flows, peer_votes, peer_firsts: shape (P,), sums of them.
         judged: shape (P,): enough votes for a word about this peer.
         narrow: shape (P,): the peer is one address.
@@ -50,7 +50,7 @@ class Columns:
     exit: Index
     flows: Floats
     votes: Floats
-    firsts: Floats
+    session_starts: Floats
     peer_flows: Floats
     peer_votes: Floats
     peer_firsts: Floats
@@ -91,12 +91,12 @@ def columns_of(observation: Observation) -> Columns:
     present = int(np.count_nonzero(np.bincount(peer, minlength=peers)))
     exit_ = np.asarray(observation.exit)[carried].astype(np.intp)
     occupants = np.bincount(exit_, minlength=exits).astype(np.float64)
-    narrow = np.ones(peers, bool) if observation.wide is None else ~observation.wide
+    narrow = np.ones(peers, bool) if observation.is_network is None else ~observation.is_network
     kept = _rows(narrow[peer])
     peer, exit_ = peer[kept], exit_[kept]
-    flows, votes, firsts = (
+    flows, votes, session_starts = (
         np.asarray(column)[carried][kept].astype(np.float64)
-        for column in (observation.flows, observation.votes, observation.firsts)
+        for column in (observation.flows, observation.votes, observation.session_starts)
     )
     pool = observation.pool.astype(np.intp)
     group, group_sizes = _groups(pool, observation.pool_sizes, occupants)
@@ -113,10 +113,10 @@ def columns_of(observation: Observation) -> Columns:
         exit=exit_,
         flows=flows,
         votes=votes,
-        firsts=firsts,
+        session_starts=session_starts,
         peer_flows=sums(peer, flows, peers),
         peer_votes=peer_votes,
-        peer_firsts=sums(peer, firsts, peers),
+        peer_firsts=sums(peer, session_starts, peers),
         judged=peer_votes >= VOTES_TO_JUDGE,
         narrow=narrow,
         occupants=occupants,

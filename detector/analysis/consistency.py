@@ -57,7 +57,7 @@ class Contrast:
     uncertainty: float = 0.0
 
     @property
-    def corrected(self) -> float | None:
+    def kappa(self) -> float | None:
         """Chance-corrected k: 0 is independent, 1 is always the same; None without trials."""
         if not self.peers or self.chance >= 1:
             return None

@@ -1,122 +1,134 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which peers leak: e-values, which stay valid however often one looks, and e-BH (docs/leak-modes.md §5)."""
+"""The evidence in an observation, weighed once; findings and report are drawn from it."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
 
-from detector.analysis.columns import Columns, Mask
-from detector.analysis.consistency import PRIOR, Population
-from detector.analysis.numerics import Floats, log_rising, sums
+from detector.analysis.anonymity import Alone, alone
+from detector.analysis.columns import Columns, Mask, columns_of
+from detector.analysis.consistency import (
+    Contrast,
+    Population,
+    consistency_of,
+    flow_shares,
+    pair_contrast,
+    population_of,
+    trial_contrast,
+)
+from detector.analysis.evalues import flag, pinned_evidence, trial_evidence
+from detector.analysis.numerics import Floats, log_mean_tail
+from detector.analysis.observation import Observation, Trials
+from detector.analysis.predictor_fit import Explanation, explanations
+from detector.analysis.sessions import Sessions, sessions_of
 
-CONCENTRATION = 0.1  # a: a peer that is pinned has nearly all of its votes on few exits
-FALSE_DISCOVERIES = 0.01
-_CHUNK = 1 << 18  # pairs (or peers) at a time, at least: bounds the memory
-_BETTER = np.array([0.1, 0.25, 0.5, 0.8, 0.99])  # shares of trials that may be more than chance
+LOG_LEVEL = float(np.log(0.002))  # of each test on the whole relay; there are five, so 1 % together
+LEAST_EFFECT = 0.05  # k below this is no leak of the relay, however sure
+SIGMAS = 3.0
 
 
-def pinned_evidence(columns: Columns, population: Population) -> Floats:
-    """``log E_i`` that peer i is pinned, shape (P,); -inf where the peer is not judged.
+@dataclass(frozen=True, slots=True)
+class Evidence:
+    """Everything that the findings are drawn from; masks and columns have shape (P,)."""
 
-    The formula of docs/leak-modes.md §5 with one change: the exit shares q of the others are not taken as
-    known, but as a Dirichlet that is worth `Population.effective` votes, so that
+    columns: Columns
+    population: Population
+    consistency: Floats
+    any: Contrast
+    same_destination: Contrast
+    same_port: Contrast
+    log_e: Floats
+    pinned: Mask
+    linked: Mask
+    linked_holds: bool
+    sessions: Sessions
+    explanations: list[Explanation]
+    alone: Alone
+    repeats: Floats
+    log_repeats_possible: Floats
 
-        log E = log DM(v; a q) - log DM(v; A q),   log DM(v; x) = sum_e (x_e)_{v_e} - (sum x)_{V}
 
-    with rising factorials (x)_n. For a large population the second term tends to ``sum v log q``, the formula
-    as written; for a handful of peers it keeps an unseen exit from looking like a miracle. Votes are
-    compared within each group of exits.
-    """
-    _, total = _others(population)
-    votes = columns.group_votes
-    whole = np.broadcast_to(total, votes.shape)
-    log_e: Floats = (log_rising(whole, votes) - log_rising(np.full(votes.shape, CONCENTRATION), votes)).sum(
-        axis=1
+def weigh(observation: Observation) -> Evidence:
+    """The evidence in an observation."""
+    columns = columns_of(observation)
+    consistency = consistency_of(columns, columns.votes, columns.peer_votes)
+    population = population_of(columns, consistency)
+    log_e = pinned_evidence(columns, population)
+    pinned = flag(log_e, int(np.count_nonzero(columns.judged)))
+    tried, true = _counts(observation.same_destination, columns)
+    chance = _repeat_chance(columns, population)
+    linked = flag(trial_evidence(tried, true, chance), int(np.count_nonzero(tried))) & ~pinned
+    together = pair_contrast(columns, population, consistency, columns.peer_votes, columns.judged)
+    ports = _counts(observation.same_port, columns)
+    repeats = np.divide(true, tried, out=np.full(columns.peers, np.nan), where=tried > 0)
+    doubtful = pinned if pinned.any() else columns.judged
+    return Evidence(
+        columns=columns,
+        population=population,
+        consistency=consistency,
+        any=together,
+        same_destination=trial_contrast(columns, population, tried, true, columns.narrow),
+        same_port=trial_contrast(columns, population, *ports, columns.narrow),
+        log_e=log_e,
+        pinned=pinned,
+        linked=linked,
+        linked_holds=_destinations_link(columns, population, consistency, (tried, true), linked, pinned),
+        sessions=sessions_of(columns, population, doubtful),
+        explanations=explanations(observation, columns, pinned),
+        alone=alone(columns, columns.judged & (pinned | (consistency == 1))),
+        repeats=repeats,
+        log_repeats_possible=trial_evidence(tried, tried, chance),
     )
-    chunk = max(_CHUNK, columns.peers)  # each adds P sums, so that the whole stays linear
-    for begin in range(0, columns.peer.size, chunk):
-        _add_gains(log_e, columns, population, slice(begin, begin + chunk))
-    log_e[~columns.judged] = -np.inf
-    return log_e
 
 
-def _add_gains(log_e: Floats, columns: Columns, population: Population, rows: slice) -> None:
-    """Add what these pairs say, ``log (a q)_v - log (A q)_v``, to the evidence of their peers."""
-    peer, exit_, votes = columns.peer[rows], columns.exit[rows], columns.votes[rows]
-    group = columns.group[exit_]
-    weight, total = _others(population)
-    others = population.voters - 1
-    each = np.divide(weight, others, out=np.zeros_like(weight), where=others > 0)
-    own = np.maximum(columns.group_votes[peer, group], 1)
-    alpha = np.maximum(population.shares[exit_] - votes / own, 0.0)
-    alpha *= each[group]
-    alpha += (PRIOR / columns.group_sizes)[group]
-    gain = log_rising(alpha * (CONCENTRATION / total)[group], votes)
-    gain -= log_rising(alpha, votes)
-    log_e += sums(peer, gain, columns.peers)
+def _counts(trials: Trials, columns: Columns) -> tuple[Floats, Floats]:
+    """Trials and hits as floats, those of networks left out."""
+    tried = np.where(columns.narrow, trials.tried, 0).astype(np.float64)
+    return tried, np.minimum(np.where(columns.narrow, trials.true, 0).astype(np.float64), tried)
 
 
-def pinned_evidence_at_most(columns: Columns, population: Population) -> Floats:
-    """``log E_i`` that peer i would have, were all its votes on one typical exit (share c0): its power."""
-    _, total = _others(population)
-    votes = columns.group_votes
-    typical = np.broadcast_to(population.same, votes.shape)
-    whole = np.broadcast_to(total, votes.shape)
-    rise = log_rising(typical * CONCENTRATION, votes) - log_rising(typical * whole, votes)
-    fall = log_rising(np.full(votes.shape, CONCENTRATION), votes) - log_rising(whole, votes)
-    log_e: Floats = (rise - fall).sum(axis=1)
-    log_e[~columns.judged] = -np.inf
-    return log_e
+def _repeat_chance(columns: Columns, population: Population) -> Floats:
+    """Chance that a peer's next exit is its last one: the shares of the exits it used, c0 at least.
 
-
-def _others(population: Population) -> tuple[Floats, Floats]:
-    """Votes that the other peers are worth, and with the prior, each of shape (G,)."""
-    voters = np.maximum(population.voters, 1)
-    weight = population.effective * (voters - 1) / voters
-    return weight, weight + PRIOR
-
-
-def trial_evidence(tried: Floats, true: Floats, chance: Floats) -> Floats:
-    """``log E_i`` that trials come true more often than `chance`, each of shape (P,); -inf without trials.
-
-    A mixture of likelihood ratios against alternatives above the chance, hence an e-value.
+    Some standard errors are added, because trials can be many where the votes that tell the shares are few.
     """
-    log_e = np.empty(len(tried))
-    for begin in range(0, len(tried), _CHUNK):
-        rows = slice(begin, begin + _CHUNK)
-        log_e[rows] = _trial_evidence(tried[rows], true[rows], chance[rows])
-    return log_e
+    met = columns.per_peer(columns.flows * population.smooth[columns.exit])
+    mean = np.divide(met, columns.peer_flows, out=np.zeros(columns.peers), where=columns.peer_flows > 0)
+    chance: Floats = np.clip(np.maximum(mean, flow_shares(columns) @ population.same), 0.0, 1.0)
+    doubt = SIGMAS * np.sqrt(chance * (1 - chance) / max(population.effective.sum(), 1.0))
+    result: Floats = np.minimum(chance + doubt, 1.0)
+    return result
 
 
-def _trial_evidence(tried: Floats, true: Floats, chance: Floats) -> Floats:
-    usable = (tried > 0) & (chance < 1 - 1e-9)
-    base = np.where(usable, np.maximum(chance, 1e-30), 0.5)[:, None]
-    better = base + (1 - base) * _BETTER
-    ratios = true[:, None] * np.log(better / base)
-    ratios += (tried - true)[:, None] * np.log1p((base - better) / (1 - base))
-    log_e: Floats = np.logaddexp.reduce(ratios, axis=1) - np.log(len(_BETTER))
-    log_e[~usable] = -np.inf
-    return log_e
+def _destinations_link(
+    columns: Columns,
+    population: Population,
+    consistency: Floats,
+    trials: tuple[Floats, Floats],
+    linked: Mask,
+    pinned: Mask,
+) -> bool:
+    """Whether a site sees the same exit again, beyond what keeping an exit everywhere would explain."""
+    tried, true = trials
+    rest = columns.narrow & ~pinned & (tried > 0)
+    again = trial_contrast(columns, population, tried, true, rest)
+    sure = again.log_p <= LOG_LEVEL and (again.kappa or 0.0) >= LEAST_EFFECT
+    if not (sure or linked.any()):
+        return False
+    other = pair_contrast(columns, population, consistency, columns.peer_votes, rest)
+    if not other.peers:
+        return not pinned.any()
+    if other.log_p > LOG_LEVEL and 2 * (other.kappa or 0.0) < (again.kappa or 0.0):
+        return True
+    both = rest & (columns.peer_votes > 1)
+    more = true[both] / tried[both] - consistency[both]
+    excess = float(more.mean())
+    tail = log_mean_tail(more.size, excess, float(more.var()) + 1 / more.size, reach=2.0)
+    return excess >= 2 * LEAST_EFFECT and tail <= LOG_LEVEL
 
 
-def flag(log_e: Floats, among: int, level: float = FALSE_DISCOVERIES) -> Mask:
-    """e-BH (Wang and Ramdas 2022): the k largest, for the largest k with E_(k) >= among / (level k).
-
-    Args:
-        log_e: shape (P,).
-        among: how many of them are hypotheses at all.
-        level: share of false discoveries among the flagged ones.
-    """
-    flagged = np.zeros(len(log_e), bool)
-    rows = np.flatnonzero(log_e >= np.log(1 / level))  # no smaller one can pass, since k <= among
-    order = rows[np.argsort(-log_e[rows], kind="stable")]
-    needed = np.log(max(among, 1) / level) - np.log(np.arange(1, len(order) + 1))
-    passed = np.flatnonzero(log_e[order] >= needed)
-    if passed.size:
-        flagged[log_e >= log_e[order[passed[-1]]]] = True  # ties belong together
-    return flagged
-
-
-def log_threshold(among: int, share: float, level: float = FALSE_DISCOVERIES) -> float:
-    """What `flag` asks of each when `share` of them leak."""
-    return float(np.log(among / (level * max(1.0, share * among)))) if among else float("inf")
+def linked_peers(evidence: Evidence) -> Mask:
+    """The peers whose destinations are linked: those that stand out, or all in question."""
+    return evidence.linked if evidence.linked.any() else evidence.columns.narrow & ~evidence.pinned

@@ -59,14 +59,14 @@ class Observation:
         pool: shape (E,), int: the pool that each exit belongs to, -1 for none.
         pool_sizes: addresses in each pool.
         peer, exit: shape (n,): the pair, as row of the peer and index into `exits`; each pair once.
-        flows, votes, firsts: shape (n,): flows; votes (flows with a destination and a source port new for
-            the peer); sessions whose first flow took this exit.
+        flows, votes, session_starts: shape (n,): flows; votes (flows with a destination and a source port new
+            for the peer); sessions whose first flow took this exit.
         same_destination: trials of "again to a known destination from a new source port: the same exit?".
         same_port: trials of "again from a known source port to a new destination: the same exit?".
         destination_predictor: votes that `kernel_destination` was tried on, and hit.
         predicted: per predictor of the tunnel address alone, shape (P, K) for K pools, or (P,) where one
             prediction stands for all of them: index into `exits`, -1 for none.
-        wide: shape (P,), bool: the slot is a network, not one address, so it cannot be judged as a peer.
+        is_network: shape (P,), bool: the slot is a network, not one address, so it is not judged as a peer.
         exclusive_map: the rules map peers to exits one to one.
         pool_origins: where the rules that choose from each pool stand, for people; empty where nobody knows.
     """
@@ -80,12 +80,12 @@ class Observation:
     exit: Counts
     flows: Counts
     votes: Counts
-    firsts: Counts
+    session_starts: Counts
     same_destination: Trials
     same_port: Trials
     destination_predictor: Trials
     predicted: Mapping[str, NDArray[np.int32]] = field(default_factory=dict)
-    wide: NDArray[np.bool_] | None = None
+    is_network: NDArray[np.bool_] | None = None
     exclusive_map: bool = False
     loss: Loss = Loss()
     pool_origins: tuple[str, ...] = ()

@@ -58,7 +58,7 @@ class ContrastReport:
 
     observed: float
     chance: float
-    corrected: float | None
+    kappa: float | None
     peers: int
     trials: int
     detectable: float | None
@@ -68,7 +68,7 @@ class ContrastReport:
         return {
             "observed": _rounded(self.observed),
             "chance": _rounded(self.chance),
-            "corrected": _rounded(self.corrected),
+            "corrected": _rounded(self.kappa),
             "peers": self.peers,
             "trials": self.trials,
             "detectable": _rounded(self.detectable),

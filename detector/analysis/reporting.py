@@ -8,6 +8,7 @@ import numpy as np
 from detector.analysis.anonymity import AnonymitySets, anonymity_sets
 from detector.analysis.columns import Columns, Index, Mask
 from detector.analysis.consistency import Contrast
+from detector.analysis.evidence import LOG_LEVEL, Evidence, linked_peers
 from detector.analysis.observation import Observation
 from detector.analysis.report import (
     LEAKS,
@@ -20,7 +21,6 @@ from detector.analysis.report import (
     PoolReport,
     Verdict,
 )
-from detector.analysis.weighing import LOG_LEVEL, Evidence, linked_peers
 from detector.predictors import KERNEL_DESTINATION, NAMES
 
 _NEAR = 0.02  # predictors this close explain equally well; the order of the bank decides
@@ -54,7 +54,7 @@ def report_of(
         flows=int(np.asarray(observation.flows).sum(dtype=np.int64)),
         coverage=coverage,
         in_use=bool(columns.occupants.any()) or loss.seen + loss.lost + loss.unattributed > 0,
-        consistency={name: one.corrected for name, one in contrasts.items()},
+        consistency={name: one.kappa for name, one in contrasts.items()},
         contrasts={name: _contrast_report(one) for name, one in contrasts.items()},
         explained={
             one.name: Explained(one.ratio, one.chance, round(one.trials), one.holds(LOG_LEVEL))
@@ -75,7 +75,7 @@ def _contrast_report(contrast: Contrast) -> ContrastReport:
     return ContrastReport(
         contrast.observed,
         contrast.chance,
-        contrast.corrected,
+        contrast.kappa,
         contrast.peers,
         contrast.trials,
         detectable if detectable <= 1 else None,
@@ -170,9 +170,9 @@ def _leaking_share(evidence: Evidence, findings: tuple[Verdict, ...], leaking: M
         return 0.0
     share = float(np.count_nonzero(leaking & evidence.columns.judged)) / judged
     if Verdict.PINNED in findings:
-        share = max(share, evidence.any.corrected or 0.0)
+        share = max(share, evidence.any.kappa or 0.0)
     if Verdict.DESTINATION_LINKED in findings:
-        share = max(share, evidence.same_destination.corrected or 0.0)
+        share = max(share, evidence.same_destination.kappa or 0.0)
     return min(share, 1.0)
 
 

@@ -43,7 +43,7 @@ class Sessions:
                 shown, mean that what agrees are the votes within a session.
             log_level: of the test that first exits agree at all.
         """
-        if self.all.log_p <= log_level or (self.some.corrected or 0.0) >= _STAYS:
+        if self.all.log_p <= log_level or (self.some.kappa or 0.0) >= _STAYS:
             return False
         return self._enough_of_some() or self._less_than(agreement)
 
@@ -54,13 +54,13 @@ class Sessions:
     def _less_than(self, agreement: float) -> bool:
         """Whether first exits agree less than half as much as votes do, and that would have been seen."""
         enough = self.all.peers >= max(_FEWEST, _LEAST_SHARE * self.judged)
-        less = (self.all.corrected or 0.0) < agreement / 2
+        less = (self.all.kappa or 0.0) < agreement / 2
         return enough and less and self.all.detectable(_LOG_LIKELY) <= agreement
 
 
 def sessions_of(columns: Columns, population: Population, who: Mask) -> Sessions:
     """What the sessions of the peers `who`, shape (P,), say."""
-    persistence = consistency_of(columns, columns.firsts, columns.peer_firsts)
+    persistence = consistency_of(columns, columns.session_starts, columns.peer_firsts)
     totals = columns.peer_firsts
 
     def over(peers: Mask) -> Contrast:
@@ -77,7 +77,7 @@ def follow_sessions(columns: Columns, population: Population, who: Mask) -> bool
     Compares the votes on other exits with how many there would be, were each vote after the first of a
     session a new draw.
     """
-    begun = columns.firsts > 0
+    begun = columns.session_starts > 0
     outside = columns.per_peer(columns.votes * ~begun)
     covered: Floats = columns.per_peer(population.smooth[columns.exit] * begun)
     drawn = np.maximum(columns.peer_votes - columns.peer_firsts, 0) * np.maximum(1 - covered, 0)

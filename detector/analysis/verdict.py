@@ -11,13 +11,13 @@ import numpy as np
 
 from detector.analysis.columns import Columns
 from detector.analysis.consistency import Contrast
-from detector.analysis.evidence import log_threshold, pinned_evidence_at_most
+from detector.analysis.evalues import log_threshold, pinned_evidence_at_most
+from detector.analysis.evidence import LEAST_EFFECT, LOG_LEVEL, SIGMAS, Evidence, linked_peers, weigh
 from detector.analysis.numerics import Floats
 from detector.analysis.observation import Loss, Observation
 from detector.analysis.report import LEAKS, VERDICTS, FamilyReport, Reason, Report, Verdict
 from detector.analysis.reporting import report_of
 from detector.analysis.sessions import follow_sessions
-from detector.analysis.weighing import LEAST_EFFECT, LOG_LEVEL, SIGMAS, Evidence, linked_peers, weigh
 from detector.analysis.why import because
 
 COVERAGE_FLOOR = 0.95
@@ -117,7 +117,7 @@ def _sticky(evidence: Evidence) -> set[Verdict]:
     found = set()
     keeps = bool(evidence.pinned.any()) or _relay_keeps(evidence)
     if keeps:
-        redrawn = evidence.sessions.contradict(evidence.any.corrected or 0.0, LOG_LEVEL)
+        redrawn = evidence.sessions.contradict(evidence.any.kappa or 0.0, LOG_LEVEL)
         found.add(Verdict.SESSION_STICKY if redrawn else Verdict.PINNED)
         if not redrawn and _some_redrawn(evidence):
             found.add(Verdict.SESSION_STICKY)
@@ -129,7 +129,7 @@ def _sticky(evidence: Evidence) -> set[Verdict]:
 
 def _relay_keeps(evidence: Evidence) -> bool:
     """Whether the peers together agree with themselves more than chance has it, though none stands out."""
-    return evidence.any.log_p <= LOG_LEVEL and (evidence.any.corrected or 0.0) >= LEAST_EFFECT
+    return evidence.any.log_p <= LOG_LEVEL and (evidence.any.kappa or 0.0) >= LEAST_EFFECT
 
 
 def _some_redrawn(evidence: Evidence) -> bool:
@@ -172,4 +172,4 @@ def _able(contrast: Contrast, possible: Floats, among: int) -> bool:
 
 def _leans(contrast: Contrast) -> bool:
     """Whether there is more agreement than chance likely gives, though not enough to call it a leak."""
-    return contrast.score > SIGMAS and (contrast.corrected or 0.0) >= LEAST_EFFECT
+    return contrast.score > SIGMAS and (contrast.kappa or 0.0) >= LEAST_EFFECT

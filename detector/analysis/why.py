@@ -118,7 +118,7 @@ def _unlinkable(report: FamilyReport) -> str:
         "not say who the peer is. "
     )
     port = report.contrasts["same_port"]
-    if port.corrected is not None and port.corrected > 0.25 and port.peers >= 3:
+    if port.kappa is not None and port.kappa > 0.25 and port.peers >= 3:
         text += (
             f"Flows that reuse a source port do share their exit ({_share(port.observed)}): programs "
             "that keep to "

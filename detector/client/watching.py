@@ -52,12 +52,12 @@ def changes(seen: Iterator[Now]) -> Iterator[Now]:
     """Those that say something else than the one before."""
     before: object = None
     for now in seen:
-        if _told(now) != before:
-            before = _told(now)
+        if _warnings(now) != before:
+            before = _warnings(now)
             yield now
 
 
-def _told(now: Now) -> object:
+def _warnings(now: Now) -> object:
     """What a change is: verdicts and what they rest on, not each new flow."""
     if isinstance(now, str):
         return now

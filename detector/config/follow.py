@@ -18,7 +18,7 @@ from detector.config.model import Config
 from detector.config.tls import Mark, marks_of
 
 _PATIENCE = 30.0  # seconds that reading may take
-_LONGEST = 2000  # characters of what is said about the file
+_MAX_LENGTH = 2000  # characters of what is said about the file
 
 
 class WebFollower:
@@ -70,6 +70,6 @@ class WebFollower:
         except (OSError, subprocess.TimeoutExpired) as error:
             raise UsageError(f"{self._path}: cannot be validated: {type(error).__name__}") from None
         if done.returncode:
-            said = done.stderr.strip()[:_LONGEST]
+            said = done.stderr.strip()[:_MAX_LENGTH]
             raise UsageError(said or f"{self._path}: the validator ended with {done.returncode}")
         return done.stdout

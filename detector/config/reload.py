@@ -35,7 +35,7 @@ LIVE = (
 
 _PATIENCE = 30.0  # seconds that reading a file may take
 _CHUNK = 4096
-_LONGEST = 2000  # characters of what is said about a file
+_MAX_LENGTH = 2000  # characters of what is said about a file
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,12 +107,12 @@ def read_config(path: Path) -> Config:
             reason, "user 0 without further capabilities must be able to read the code, or restart"
         )
     if done.returncode:
-        said = done.stderr.strip()[:_LONGEST]
+        said = done.stderr.strip()[:_MAX_LENGTH]
         raise UsageError(said, f"mend it, try `exitprint check-config {path}`, then send SIGHUP again")
     return Config.from_json(done.stdout)
 
 
-class Hangup:
+class SighupPipe:
     """SIGHUP, as something to wait on: it never interrupts what is being done."""
 
     def __init__(self) -> None:

@@ -11,7 +11,7 @@ from detector.base.errors import UsageError
 from detector.base.family import unpack
 from detector.wireguard.model import AllowedIp
 
-MOST_PEERS = 1 << 20
+MAX_PEERS = 1 << 20
 NOBODY = -1
 NO_ROOM = -2
 _NETWORK_BITS = 128
@@ -37,12 +37,12 @@ class Peers(dict[bytes, int]):
     def __missing__(self, packed: bytes) -> int:
         if self.listed:
             row = self._longest_match(int.from_bytes(packed))
-        elif len(self.allowed) < MOST_PEERS:
+        elif len(self.allowed) < MAX_PEERS:
             row = len(self.allowed)
             self.allowed.append(_single(packed))
         else:
             return NO_ROOM
-        if len(self) < MOST_PEERS:
+        if len(self) < MAX_PEERS:
             self[packed] = row
         return row
 

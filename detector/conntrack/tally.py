@@ -35,8 +35,8 @@ Index = NDArray[np.int64]
 # A listing is one window, so a peer is measured as often as the service does in one.
 MEASURED = Tables().measured * Tables().panes
 MEMORY = 1 << 22
-MOST_PAIRS = 1 << 22
-MOST_EXITS = 1 << 20
+MAX_PAIRS = 1 << 22
+MAX_EXITS = 1 << 20
 _EXIT_BITS = np.uint64(32)
 _CONTRASTS = TRIAL_COUNTS[:4]
 
@@ -61,7 +61,7 @@ class Tally:
         *,
         pools_only: frozenset[Family] = frozenset(),
         memory: int = MEMORY,
-        pairs: int = MOST_PAIRS,
+        pairs: int = MAX_PAIRS,
     ) -> None:
         self._peers = peers
         self._gap = session_gap
@@ -109,9 +109,9 @@ class Tally:
         rows = np.full(len(flows), NOBODY, np.int64)
         asked = np.flatnonzero(~refused)
         rows[asked] = _numbers(flows.source[asked], self._peers.__getitem__)
-        strangers = (rows == NOBODY) & pooled if self._peers.listed else refused
-        _count(outcomes, flows, strangers, Outcome.UNATTRIBUTED)
-        _count(outcomes, flows, (rows == NOBODY) & ~strangers, Outcome.NOT_A_PEER)
+        unattributed = (rows == NOBODY) & pooled if self._peers.listed else refused
+        _count(outcomes, flows, unattributed, Outcome.UNATTRIBUTED)
+        _count(outcomes, flows, (rows == NOBODY) & ~unattributed, Outcome.NOT_A_PEER)
         _count(outcomes, flows, rows == NO_ROOM, Outcome.LOST_PAIRS)
         return rows
 
@@ -150,7 +150,7 @@ class Tally:
         again = (destination >= 0) & (port == NEW)
         reused = (destination == NEW) & (port >= 0)
         tried = np.stack([again, again & (destination == exits), reused, reused & (port == exits)], axis=1)
-        contrasts = Columns.of(rows.astype(np.uint64), _wide(tried, 0))
+        contrasts = Columns.of(rows.astype(np.uint64), _is_network(tried, 0))
         ballots = np.flatnonzero(vote)
         return votes, merge([contrasts, self._trials.add(Votes.of(some.take(ballots), rows[ballots]))])
 
@@ -162,15 +162,15 @@ class Tally:
 
     def _session_firsts(self, rows: Index, time: NDArray[np.float64]) -> Mask:
         """Which flows begin a session; none that has no time."""
-        firsts = np.zeros(len(rows), np.bool_)
+        session_starts = np.zeros(len(rows), np.bool_)
         timed = np.flatnonzero(~np.isnan(time))
         order = timed[np.argsort(rows[timed], kind="stable")]
         peer, now = rows[order], time[order]
         same = np.concatenate(([False], peer[1:] == peer[:-1]))[: len(peer)]
         before = np.where(same, np.roll(now, 1), self._last_flow[peer])
-        firsts[order] = np.isnan(before) | (now - before > self._gap)
+        session_starts[order] = np.isnan(before) | (now - before > self._gap)
         self._last_flow[peer] = now  # of equal rows the last assignment stays
-        return firsts
+        return session_starts
 
     def observations(self) -> list[Observation]:
         """What the analysis is told, one family after the other."""
@@ -189,9 +189,9 @@ class Tally:
 
     def _members(self, mapping: Mapping) -> Sequence[Member]:
         allowed = self._peers.allowed
-        everyone = [one.address for one in allowed if not one.wide]
+        everyone = [one.address for one in allowed if not one.is_network]
         return [
-            Member(row, one.family, one.wide, "", said)
+            Member(row, one.family, one.is_network, "", said)
             for row, (one, said) in enumerate(zip(allowed, mapping.predict(allowed, everyone), strict=True))
         ]
 
@@ -204,7 +204,7 @@ class _ExitNumbers(dict[bytes, int]):
         self._exits = exits
 
     def __missing__(self, packed: bytes) -> int:
-        if len(self) >= MOST_EXITS:
+        if len(self) >= MAX_EXITS:
             return NO_ROOM
         self[packed] = number = self._exits.number(packed)
         return number
@@ -221,7 +221,7 @@ def _count(outcomes: NDArray[np.int64], flows: Flows, which: Mask, outcome: Outc
         outcomes[index, outcome] += np.count_nonzero(which & mine)
 
 
-def _wide(counts: NDArray[Any], first: int) -> NDArray[np.uint32]:
+def _is_network(counts: NDArray[Any], first: int) -> NDArray[np.uint32]:
     """Some columns of the trials as all of them, the others zero."""
     wide = np.zeros((len(counts), len(TRIAL_COUNTS)), np.uint32)
     wide[:, first : first + counts.shape[1]] = counts

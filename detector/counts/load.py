@@ -15,7 +15,7 @@ from detector.analysis.observation import Observation
 from detector.base.family import Address, unpack
 from detector.counts.observing import PoolRanges
 
-MOST_COLUMNS = 96
+MAX_COLUMNS = 96
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +41,7 @@ class Load:
     """The exits of one family.
 
     Attributes:
-        columns: at most `MOST_COLUMNS`, by address.
+        columns: at most `MAX_COLUMNS`, by address.
         in_use: exits that carried a flow in the window.
         listed: exits in the columns: those in use, and where the pools are small the idle ones, too.
         flows: in the window.
@@ -87,18 +87,18 @@ def load_of(observation: Observation, pools: Sequence[PoolRanges], floor: int) -
 
 def _configured(pools: Sequence[PoolRanges]) -> list[Address]:
     """Every address of the pools where they are few, otherwise none."""
-    if sum(pool.size for pool in pools) > MOST_COLUMNS:
+    if sum(pool.size for pool in pools) > MAX_COLUMNS:
         return []
     return [address for pool in pools for first, last in pool.ranges for address in _between(first, last)]
 
 
 def _between(first: bytes, last: bytes) -> list[Address]:
     start, end = int.from_bytes(first, "big"), int.from_bytes(last, "big")
-    return [unpack(number.to_bytes(16, "big")) for number in range(start, min(end, start + MOST_COLUMNS) + 1)]
+    return [unpack(number.to_bytes(16, "big")) for number in range(start, min(end, start + MAX_COLUMNS) + 1)]
 
 
 def _columns(exits: list[tuple[Address, tuple[int, int]]]) -> tuple[Column, ...]:
-    each = -(-len(exits) // MOST_COLUMNS)
+    each = -(-len(exits) // MAX_COLUMNS)
     return tuple(_column(exits[at : at + each]) for at in range(0, len(exits), each))
 
 

@@ -24,13 +24,13 @@ class Member:
     """What the sensor says of a slot.
 
     Attributes:
-        wide: it is a network of tunnel addresses, so it is counted and not judged.
+        is_network: it is a network of tunnel addresses, so it is counted and not judged.
         predictions: per predictor, one exit (or None) for each pool of the family.
     """
 
     slot: int
     family: Family
-    wide: bool
+    is_network: bool
     pseudonym: str
     predictions: Mapping[str, Sequence[str | None]]
 
@@ -64,7 +64,7 @@ class Roster:
         self._exits = exits
         self._row_of_slot = np.full(1024, NOBODY, np.int64)
         self._family = np.empty(0, np.uint8)
-        self._wide = np.empty(0, np.bool_)
+        self._is_network = np.empty(0, np.bool_)
         self._present = np.empty(0, np.bool_)
         self._pseudonym = np.empty(0, "S24")
         self._predicted: dict[str, NDArray[np.int32]] = {}
@@ -108,7 +108,7 @@ class Roster:
         self._row_of_slot[slots] = rows
         families = list(Family)
         self._family[rows] = [families.index(one.family) for one in members]
-        self._wide[rows] = [one.wide for one in members]
+        self._is_network[rows] = [one.is_network for one in members]
         self._present[rows] = True
         self._pseudonym[rows] = [one.pseudonym.encode() for one in members]
         self._add_predictions(rows, members)
@@ -119,7 +119,7 @@ class Roster:
         new = count - len(free)
         rows = np.concatenate([free, np.arange(self.rows, self.rows + new)])
         self._family = np.append(self._family, np.zeros(new, np.uint8))
-        self._wide = np.append(self._wide, np.zeros(new, np.bool_))
+        self._is_network = np.append(self._is_network, np.zeros(new, np.bool_))
         self._present = np.append(self._present, np.zeros(new, np.bool_))
         self._pseudonym = np.append(self._pseudonym, np.zeros(new, "S24"))
         return rows
@@ -195,10 +195,10 @@ class Roster:
         wanted[seen] = True
         return np.flatnonzero(wanted & (self._family == list(Family).index(family)))
 
-    def wide(self, rows: NDArray[np.integer]) -> NDArray[np.bool_]:
+    def is_network(self, rows: NDArray[np.integer]) -> NDArray[np.bool_]:
         """Which of these rows are networks."""
-        wide: NDArray[np.bool_] = self._wide[rows]
-        return wide
+        is_network: NDArray[np.bool_] = self._is_network[rows]
+        return is_network
 
     def predicted(self, rows: NDArray[np.integer]) -> dict[str, NDArray[np.int32]]:
         """Per predictor, shape (rows, pools): exit numbers, `NOBODY` for none."""

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from detector.counts.columns import Columns, merge
 
-PAIR_COUNTS = ("flows", "votes", "firsts")
+PAIR_COUNTS = ("flows", "votes", "session_starts")
 TRIAL_COUNTS = (
     "same_destination_tried",
     "same_destination_true",

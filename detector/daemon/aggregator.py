@@ -29,13 +29,12 @@ from detector.base.family import Family
 from detector.config.model import Config
 from detector.config.reload import Reload
 from detector.config.tls import WebConfig
-from detector.counts.before import Before
 from detector.counts.load import load_of
 from detector.counts.observing import Observed, PoolRanges, observe
+from detector.counts.previous_epoch import PreviousEpoch
 from detector.counts.roster import Exits, Member, Roster
 from detector.counts.window import Counts, Window
-from detector.daemon import privileges
-from detector.daemon import warm_up as rehearsal
+from detector.daemon import privileges, warm_up
 from detector.daemon.channel import Channel, Closed, Message
 from detector.daemon.counting import SHAPE, KernelCounts
 from detector.daemon.memory import resident_bytes
@@ -47,7 +46,7 @@ from detector.publish.exporter import Exposition
 from detector.publish.http import server as web
 from detector.publish.inspect import socket as inspect
 from detector.publish.inspect.access import Access
-from detector.publish.inspect.answers import answers
+from detector.publish.inspect.handlers import handlers
 from detector.publish.page.render import View, render
 from detector.publish.peers import PeerView
 from detector.publish.retention import Holding, holdings
@@ -89,7 +88,7 @@ class Aggregator:
         self._reload = Reload(at=time.time())
         self._sensor_holds: Mapping[str, int] = {}
         self._counts = KernelCounts(maps, config.tables)
-        self._before = Before()
+        self._before = PreviousEpoch()
         self._forget()
         self._set_control()
         self.about = About(config, hook)
@@ -279,9 +278,9 @@ class Aggregator:
 
         Only for an aggregator that is thrown away. It takes no counts from the kernel.
         """
-        self._pools = rehearsal.pools()
-        self.roster.add(rehearsal.members())
-        self._take(rehearsal.drained())
+        self._pools = warm_up.pools()
+        self.roster.add(warm_up.members())
+        self._take(warm_up.drained())
         started = time.monotonic()
         self._before.remember(self.observed(), self.roster, self._pools, 0, started + self._config.window)
         self._judge(started, started)
@@ -305,8 +304,8 @@ class Aggregator:
 
 
 def _member(row: list[Any]) -> Member:
-    slot, family, wide, pseudonym, predictions = row
-    return Member(slot, Family(family), wide, pseudonym, predictions)
+    slot, family, is_network, pseudonym, predictions = row
+    return Member(slot, Family(family), is_network, pseudonym, predictions)
 
 
 def _stop(_number: int, _frame: FrameType | None) -> None:
@@ -346,8 +345,8 @@ def _watch(spec: dict[str, Any], config: Config) -> None:
     channel = Channel(socket.socket(fileno=spec["channel"]), "sensor")
     access = None if spec["web"] is None else _access(spec["web"])
     _rehearse(Aggregator(config, spec["maps"], channel, spec["hook"]))
-    privileges.become(spec["user"])
-    privileges.never_dump()
+    privileges.drop_privileges(spec["user"])
+    privileges.disable_core_dumps()
     privileges.die_with_parent()
     aggregator = Aggregator(config, spec["maps"], channel, spec["hook"])
     pages = _pages(aggregator)
@@ -373,7 +372,7 @@ def _pages(aggregator: Aggregator) -> web.Pages:
 
 
 def _answers(aggregator: Aggregator) -> dict[str, inspect.Answer]:
-    return answers(lambda: aggregator.snapshot, lambda: aggregator.about)
+    return handlers(lambda: aggregator.snapshot, lambda: aggregator.about)
 
 
 def _rehearse(aggregator: Aggregator) -> None:

@@ -2,7 +2,7 @@
 """What the sensor and the aggregator say to each other: JSON objects, one a line, over a socket pair.
 
 sensor -> aggregator
-    {"kind": "peers", "added": [[slot, family, wide, pseudonym, predictions], ...], "retired": [slot, ...]}
+    {"kind": "peers", "added": [[slot, family, is_network, pseudonym, predictions], ...], "retired": [...]}
     {"kind": "rules", "epoch": n, "pools": [...], "not_understood": n, ..., "added": every slot, as above}
     {"kind": "state", "waiting": what for, or "", "watching": whether there are peers to watch,
      "refused": tunnel addresses without a slot, "rss": bytes, "holds": what the sensor has in memory}

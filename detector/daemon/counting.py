@@ -63,9 +63,9 @@ class KernelCounts:
         is known. Flows of one that is not are unattributed: they cost coverage, and do not just disappear.
         """
         rows = roster.rows_of(drained.slot)
-        outcomes, strangers = self._outcome_growth(), _strangers(drained, rows)
-        outcomes[:, Outcome.COUNTED] -= strangers
-        outcomes[:, Outcome.UNATTRIBUTED] += strangers
+        outcomes, unattributed = self._outcome_growth(), _unattributed(drained, rows)
+        outcomes[:, Outcome.COUNTED] -= unattributed
+        outcomes[:, Outcome.UNATTRIBUTED] += unattributed
         return Counts(_pairs(drained, rows, exits), self._trials(roster), outcomes)
 
     def _trials(self, roster: Roster) -> Columns:
@@ -110,7 +110,7 @@ def _pairs(drained: Drained, rows: NDArray[np.int64], exits: Exits) -> Columns:
     return Columns.of(keys[known], drained.counts[known])
 
 
-def _strangers(drained: Drained, rows: NDArray[np.int64]) -> NDArray[np.int64]:
+def _unattributed(drained: Drained, rows: NDArray[np.int64]) -> NDArray[np.int64]:
     """By family, flows that were counted for slots which stand for nobody."""
     unknown = np.flatnonzero(rows == NOBODY)
     family = np.array([FAMILIES.index(family_of(unpack(one.tobytes()))) for one in drained.exits], np.intp)

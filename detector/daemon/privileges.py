@@ -52,7 +52,7 @@ def enter_network(namespace: Path) -> None:
         os.close(descriptor)
 
 
-def never_dump() -> None:
+def disable_core_dumps() -> None:
     """No core file, and no other process of our user may look into our memory."""
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     _check(_libc.prctl(_PR_SET_DUMPABLE, 0, 0, 0, 0), "prctl(PR_SET_DUMPABLE)")
@@ -75,7 +75,7 @@ def keep_only(capabilities: Iterable[int]) -> None:
     _check(_libc.prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0), "prctl(PR_SET_NO_NEW_PRIVS)")
 
 
-def become(user: str) -> None:
+def drop_privileges(user: str) -> None:
     """Become another user, not root, with no capability and no way to gain one.
 
     Raises:

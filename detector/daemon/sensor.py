@@ -25,12 +25,12 @@ from detector import logs
 from detector.base.errors import EXIT_HOST, ExitprintError
 from detector.config.follow import WebFollower
 from detector.config.model import Config
-from detector.config.reload import Hangup, Merged, Reload, merge, read_config
+from detector.config.reload import Merged, Reload, SighupPipe, merge, read_config
 from detector.daemon import privileges
 from detector.daemon.channel import Channel, Closed
 from detector.daemon.memory import resident_bytes
 from detector.daemon.slots import Changes, Slot, SlotTable
-from detector.daemon.watch import Told
+from detector.daemon.warnings import Warnings
 from detector.kernel import tables
 from detector.kernel.peer_table import PeerTable
 from detector.logs import get_logger
@@ -85,7 +85,7 @@ class Sensor:
         self._mapping = NatMapping.nothing()
         self._epoch = 0
         self._refused = 0
-        self._told = Told()
+        self._warnings = Warnings()
         self._reload = Reload(at=time.time())
 
     @property
@@ -153,11 +153,11 @@ class Sensor:
         try:
             changed = self.web and self.web.changed()
         except ExitprintError as error:
-            self._told.tell(
+            self._warnings.warn_once(
                 "web_config_file", "web_config_file is not accepted, what was there stands", error
             )
             return
-        self._told.clear("web_config_file")
+        self._warnings.resolve("web_config_file")
         if changed:
             self._channel.send({"kind": "web", "config": changed})
             _log.info("web_config_file read again")
@@ -167,9 +167,9 @@ class Sensor:
             mapping = read_mapping(self._config)
         except ExitprintError as error:
             # What was known of the rules still stands: a tool that fails once is no change of the rules.
-            self._told.tell("rules", "the NAT rules cannot be read", error)
+            self._warnings.warn_once("rules", "the NAT rules cannot be read", error)
             return str(error)
-        self._told.clear("rules")
+        self._warnings.resolve("rules")
         if self._epoch and mapping.identity == self._mapping.identity:
             return None
         self._epoch += 1
@@ -188,34 +188,34 @@ class Sensor:
         try:
             snapshot = read_peers(self._config.wireguard)
         except ExitprintError as error:
-            self._told.tell("peers", "the WireGuard interfaces cannot be listed", error)
+            self._warnings.warn_once("peers", "the WireGuard interfaces cannot be listed", error)
             return str(error)
         self._tell_interfaces(snapshot)
         changes = self.slots.update(snapshot)
         self._refused = changes.refused
         if changes.refused:
-            self._told.tell(
+            self._warnings.warn_once(
                 "slots", "more tunnel addresses than tables.peers has room for", None, changes.refused
             )
         else:
-            self._told.clear("slots")
+            self._warnings.resolve("slots")
         self._apply(changes)
         # Last: until its peers are written, flows of an interface are nobody's, not unattributed.
         self._write_tunnels(snapshot)
         return str(snapshot.waiting) if snapshot.waiting else None
 
     def _tell_interfaces(self, snapshot: Snapshot) -> None:
-        self._told.clear("peers")
+        self._warnings.resolve("peers")
         if snapshot.waiting:
-            self._told.tell("waiting", "waiting for WireGuard", snapshot.waiting)
+            self._warnings.warn_once("waiting", "waiting for WireGuard", snapshot.waiting)
         else:
-            self._told.clear("waiting")
+            self._warnings.resolve("waiting")
         for name, error in snapshot.unread.items():
-            self._told.tell(
+            self._warnings.warn_once(
                 f"interface {name}", f"{_ACCESS} {name} cannot be read; what was known stands", error
             )
         for part in snapshot.interfaces:
-            self._told.clear(f"interface {part.interface.name}")
+            self._warnings.resolve(f"interface {part.interface.name}")
 
     def _write_tunnels(self, snapshot: Snapshot) -> None:
         current = frozenset(part.interface.ifindex for part in snapshot.interfaces)
@@ -252,10 +252,10 @@ class Sensor:
 
     def _rows(self, added: Sequence[Slot]) -> list[list[Any]]:
         """Slots as the aggregator is told of them."""
-        everyone = [slot.allowed.address for slot in self.slots.slots() if not slot.allowed.wide]
+        everyone = [slot.allowed.address for slot in self.slots.slots() if not slot.allowed.is_network]
         predictions = self._mapping.predict([slot.allowed for slot in added], everyone)
         return [
-            [slot.number, slot.allowed.family, slot.allowed.wide, slot.pseudonym, said]
+            [slot.number, slot.allowed.family, slot.allowed.is_network, slot.pseudonym, said]
             for slot, said in zip(added, predictions, strict=True)
         ]
 
@@ -280,9 +280,9 @@ def main(descriptor: int) -> int:
     logs.configure("sensor", spec.config.log_format, spec.config.log_level)
     for number in _SIGNALS:
         signal.signal(number, _stop)
-    privileges.never_dump()
+    privileges.disable_core_dumps()
     privileges.keep_only([privileges.CAP_NET_ADMIN])
-    hangup = Hangup()
+    hangup = SighupPipe()
     channel = Channel(socket.socket(fileno=spec.channel), "aggregator")
     sensor = Sensor(spec.config, spec.maps, channel)
     sensor.web = WebFollower.of(spec.config, raw["web"])
@@ -297,7 +297,7 @@ def main(descriptor: int) -> int:
     return EXIT_HOST
 
 
-def _loop(sensor: Sensor, channel: Channel, hangup: Hangup, path: Path) -> None:
+def _loop(sensor: Sensor, channel: Channel, hangup: SighupPipe, path: Path) -> None:
     following = time.monotonic()
     while True:
         sensor.step()

@@ -22,8 +22,8 @@ _KEY = struct.Struct("<I")
 
 # Counts in the kernel: of a slot (`owner` is slot + 1) and the exits with these six numbers.
 BLOCK = np.dtype([("group", "<u4"), ("owner", "<u4"), ("count", "<u4", (EXITS_IN_BLOCK,))])
-VOTES_FIRSTS = np.uint32(1 << 31)  # in `owner`: the counts are votes, and in their upper half firsts
-COUNTS = ("flows", "votes", "firsts")
+VOTES_FIRSTS = np.uint32(1 << 31)  # in `owner`: the counts are votes, and in their upper half session_starts
+COUNTS = ("flows", "votes", "session_starts")
 EXIT = np.dtype("V16")
 _HALF, _HALF_MASK = np.uint32(16), np.uint32(0xFFFF)
 _PART = 1 << 20  # bytes of a table that are read at once
@@ -40,7 +40,7 @@ SLOT = np.dtype(
         ("same_port_true", "<u4"),
         ("destination_tried", "<u4"),
         ("destination_hit", "<u4"),
-        ("owners", "<u4"),
+        ("generation", "<u4"),
         ("spare", "<u4", (3,)),
     ]
 )
@@ -133,7 +133,7 @@ def _taken(memory: mmap.mmap) -> NDArray[np.void]:
 def rows(taken: NDArray[np.void]) -> Rows:
     """What `BLOCK` hold: slots and numbers of exits, shape (n,), and `COUNTS`, shape (n, 3).
 
-    A pair has a row for its flows and, from a block of the other kind, one for its votes and firsts.
+    A pair has a row for its flows and, from a block of the other kind, one for its votes and session_starts.
     """
     block, place = np.nonzero(taken["count"])
     value, owner = taken["count"][block, place], taken["owner"][block]
@@ -162,7 +162,7 @@ def clear_slot(maps: Mapping[str, int], slot: int) -> None:
     """Forget what is known of a slot before it stands for another peer."""
     before = np.frombuffer(bpf.lookup(maps["slots"], _KEY.pack(slot), SLOT_SIZE), SLOT)
     empty = np.zeros(1, SLOT)
-    empty["owners"] = before["owners"] + np.uint32(1)
+    empty["generation"] = before["generation"] + np.uint32(1)
     bpf.update(maps["slots"], _KEY.pack(slot), empty.tobytes())
 
 

@@ -69,7 +69,7 @@ def blocks(sizes: Tables) -> int:
     return _power_of_two(sizes.pairs)
 
 
-def room(sizes: Tables) -> dict[str, int]:
+def capacities(sizes: Tables) -> dict[str, int]:
     """How much fits in the tables that can fill up while the service runs: blocks of pairs, peers, exits."""
     return {"pairs": blocks(sizes), "peers": sizes.peers, "exits": sizes.exits}
 

@@ -109,7 +109,7 @@ class LabService:
 
     def _last_words(self) -> str:
         """What it said of its end: the errors of each of its processes, or else the last that it said."""
-        told = [_told(line) for line in self.log.read_text(errors="replace").splitlines()]
+        told = [_warnings(line) for line in self.log.read_text(errors="replace").splitlines()]
         errors = [text for is_error, text in told if is_error]
         return "; ".join(errors[-_LAST_ERRORS:] or [text for _, text in told[-1:]]) or "it said nothing"
 
@@ -122,7 +122,7 @@ def _looks(patience: float) -> Iterator[None]:
         time.sleep(max(_POLL, min(waited / 10, _LONGEST_POLL)))
 
 
-def _told(line: str) -> tuple[bool, str]:
+def _warnings(line: str) -> tuple[bool, str]:
     """Whether a line of the log tells of an error, and what it says."""
     try:
         told = json.loads(line)

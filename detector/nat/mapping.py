@@ -73,7 +73,7 @@ class Mapping:
         said: list[Predictions] = [{} for _ in wanted]
         for family in Family:
             views = [view for pool, view in zip(self.pools, self.views, strict=True) if pool.family is family]
-            rows = [row for row, one in enumerate(wanted) if one.family is family and not one.wide]
+            rows = [row for row, one in enumerate(wanted) if one.family is family and not one.is_network]
             peers = [one for one in everyone if one.version == (4 if family is Family.IPV4 else 6)]
             found = predictors.predict([wanted[row].address for row in rows], views, peers)
             for name, table in found.items():

@@ -282,7 +282,7 @@ class Chosen:
         None when a number has no exit or a whole range of them, or when there are more than 65,536 numbers.
         """
         modulus, offset = self.chooser.modulus, self.chooser.offset
-        if modulus > MOST_NUMBERS or any(not slot.exits.single for slot in self.slots):
+        if modulus > MAX_NUMBERS or any(not slot.exits.single for slot in self.slots):
             return None
         row: list[Address | None] = [None] * modulus
         for slot in self.slots:
@@ -292,7 +292,7 @@ class Chosen:
         return found if len(found) == modulus else None
 
 
-MOST_NUMBERS = 65_536
+MAX_NUMBERS = 65_536
 
 
 @dataclass(frozen=True, slots=True)

@@ -24,7 +24,7 @@ from detector.nat.pools import normalised
 LARGEST_MAP = 1024
 """Exits up to which all of a pool are written."""
 
-MOST_EXITS = 256
+MAX_EXITS = 256
 """Exits in the map of a remedy for a pool of more than `LARGEST_MAP`, evenly spread over it."""
 
 _QUOTED = frozenset({"iif", "oif", "iifname", "oifname"})
@@ -103,9 +103,9 @@ def _is_by_site(rule: NatRule) -> bool:
 
 
 def _spread(pools: Sequence[Pool]) -> list[str]:
-    """The addresses of the pools, or `MOST_EXITS` of too many, evenly spread."""
+    """The addresses of the pools, or `MAX_EXITS` of too many, evenly spread."""
     size = sum(pool.size for pool in pools)
-    wanted = size if size <= LARGEST_MAP else MOST_EXITS
+    wanted = size if size <= LARGEST_MAP else MAX_EXITS
     positions = (number * size // wanted for number in range(wanted))
     made: list[str] = []
     base, left = 0, list(pools)

@@ -28,10 +28,10 @@ from detector.nat.model import (
     rule_set,
 )
 
-MOST_JUMPS = 64
+MAX_JUMPS = 64
 """Jumps below each other; the kernel allows 16."""
 
-MOST_STEPS = 200_000
+MAX_STEPS = 200_000
 """Rules visited, over all ways; more is not a rule set that people write but one that multiplies its ways."""
 
 
@@ -133,7 +133,7 @@ class _Way:
             if not taken:
                 continue
             self.walk.steps += 1
-            if self.walk.steps > MOST_STEPS or name in above or len(above) > MOST_JUMPS:
+            if self.walk.steps > MAX_STEPS or name in above or len(above) > MAX_JUMPS:
                 self._unclear(entry, "its chains lead into each other without end, or in too many ways")
                 return families
             gone, returned = self._entry(entry, taken, matches, (*above, name))

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from detector.analysis.evidence import FALSE_DISCOVERIES, flag
+from detector.analysis.evalues import FALSE_DISCOVERIES, flag
 from detector.analysis.numerics import Floats
 from detector.analysis.observation import Observation, Trials
 from detector.analysis.report import VERDICTS, FamilyReport, PeerColumns, Verdict
@@ -166,7 +166,7 @@ def explain(views: Sequence[PeerView], pseudonym: str) -> list[dict[str, Any]]:
 def _whole(view: PeerView, peer: int) -> dict[str, Any]:
     one = view.observation
     return _summary(view, peer, _busiest_share(view, peer)) | {
-        "wide": bool(one.wide[peer]) if one.wide is not None else False,
+        "wide": bool(one.is_network[peer]) if one.is_network is not None else False,
         "log10_e_needed": _needed(view),
         "pool_size": view.report.pool_size,
         "exits": _exits(view, peer),
@@ -197,7 +197,7 @@ def _exits(view: PeerView, peer: int) -> list[dict[str, Any]]:
             "exit": str(one.exits[one.exit[row]]),
             "flows": int(one.flows[row]),
             "votes": int(one.votes[row]),
-            "sessions_begun": int(one.firsts[row]),
+            "sessions_begun": int(one.session_starts[row]),
         }
         for row in rows
     ]

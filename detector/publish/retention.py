@@ -14,7 +14,7 @@ from typing import Any
 from detector.config.model import Config
 from detector.counts.roster import Exits, Roster
 from detector.counts.window import Held
-from detector.kernel.tables import room
+from detector.kernel.tables import capacities
 
 _KERNEL_MEMORY = (
     "until another takes its place; ignored once it is older than the window; nobody can read it back, "
@@ -99,7 +99,7 @@ def _of_sensor(config: Config, counted: Mapping[str, int]) -> Iterator[Holding]:
 
 
 def _of_kernel(config: Config, roster: Roster, fill: Mapping[str, int]) -> Iterator[Holding]:
-    tables, fits = config.tables, room(config.tables)
+    tables, fits = config.tables, capacities(config.tables)
     follows = "as long as the sensor holds the tunnel address"
     drain = f"until it is drained, every {config.interval:g} s"
     yield Holding("kernel", "tunnel address → slot", roster.present, follows, tables.peers)

@@ -18,7 +18,7 @@ from detector.config.model import Config
 from detector.config.reload import Reload
 from detector.counts.load import Load
 from detector.kernel.bpf import RunTime
-from detector.kernel.tables import LOSSES, Outcome, room
+from detector.kernel.tables import LOSSES, Outcome, capacities
 from detector.predictors import NAMES
 from detector.publish.exporter import Samples
 from detector.publish.peers import PeerView
@@ -136,7 +136,7 @@ def samples(now: Snapshot, about: About) -> Samples:
         "last_good_cycle_timestamp_seconds": [((), now.made)],
         "rows_drained": [((), now.drained_rows)],
         "table_entries": [((table,), entries) for table, entries in now.fill.items()],
-        "table_capacity": [((table,), fits) for table, fits in room(about.config.tables).items()],
+        "table_capacity": [((table,), fits) for table, fits in capacities(about.config.tables).items()],
         "peers_refused": [((), now.refused_peers)],
         "process_resident_memory_bytes": [((process,), size) for process, size in now.resident.items()],
         "program_run_seconds": [((), now.run_time.nanoseconds / 1e9)],
@@ -204,7 +204,7 @@ def _consistency(family: Family, report: FamilyReport) -> dict[str, Rows]:
     tried = {name: one for name, one in report.contrasts.items() if one.peers}
     return {
         "consistency_ratio": [
-            ((family, name), one.corrected) for name, one in tried.items() if one.corrected is not None
+            ((family, name), one.kappa) for name, one in tried.items() if one.kappa is not None
         ],
         "consistency_observed_ratio": [((family, name), one.observed) for name, one in tried.items()],
         "consistency_chance_ratio": [((family, name), one.chance) for name, one in tried.items()],

@@ -11,9 +11,9 @@ from detector import predictors
 from detector.base.errors import UsageError
 from detector.simulate.cells import HASHES, Cells, breakpoints, cut, guessed
 
-MOST_EXITS = 1 << 20
+MAX_EXITS = 1 << 20
 """Of all pools together, where cells have to be cut one by one."""
-MOST_USERS = HASHES
+MAX_USERS = HASHES
 
 Step = tuple[Cells, float]
 """The cells over the relays so far, and the chance to name the last one's exit from those before."""
@@ -48,9 +48,9 @@ def _shared_rank(pools: Sequence[int], users: int) -> Iterator[Step]:
 
 def _shared_fraction(pools: Sequence[int], total: int, *, dealt: bool) -> Iterator[Step]:
     """One value of 0..total-1 is scaled to every pool."""
-    if sum(pools) > MOST_EXITS:
+    if sum(pools) > MAX_EXITS:
         raise UsageError(
-            f"the pools have {sum(pools):,} exits together", f"give at most {MOST_EXITS:,} for this mapping"
+            f"the pools have {sum(pools):,} exits together", f"give at most {MAX_EXITS:,} for this mapping"
         )
     points: list[int] = []
     for pool in pools:

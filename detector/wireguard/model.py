@@ -48,7 +48,7 @@ class AllowedIp(NamedTuple):
         return Family.IPV4 if len(self.network) == 4 else Family.IPV6
 
     @property
-    def wide(self) -> bool:
+    def is_network(self) -> bool:
         """Whether it is a network, so that it does not stand for one tunnel address."""
         return self.prefix < 8 * len(self.network)
 

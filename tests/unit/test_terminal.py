@@ -8,7 +8,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from detector.analysis.changes import Homes, compare
+from detector.analysis.changes import PrimaryExits, compare
 from detector.analysis.verdict import judge
 from detector.terminal import show_report
 from tools.simulated_relays import MAPPINGS, beside, relay, traffic
@@ -49,7 +49,7 @@ def test_a_change_is_told(capsys: pytest.CaptureFixture[str]) -> None:
     rng = np.random.default_rng(1)
     exits = relay(rng, MAPPINGS["jhash"], 59, traffic(rng, 2, 2)).exits
     one, other = (
-        Homes(1, np.arange(40), rng.integers(0, 59, 40), exits, ((exits[0], exits[-1]),), 40)
+        PrimaryExits(1, np.arange(40), rng.integers(0, 59, 40), exits, ((exits[0], exits[-1]),), 40)
         for _ in range(2)
     )
     change = {"ipv4": compare(one, other).as_dict()}

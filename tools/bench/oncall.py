@@ -26,7 +26,7 @@ from detector.counts.observing import Observed
 from detector.daemon.memory import resident_bytes
 from detector.publish.inspect import socket as inspect
 from detector.publish.inspect.access import Access
-from detector.publish.inspect.answers import answers
+from detector.publish.inspect.handlers import handlers
 from detector.publish.peers import PeerView
 from detector.publish.snapshot import About, Snapshot
 
@@ -66,7 +66,7 @@ def _observed(family: Family, peers: int, votes: int, exits: int, seed: int) -> 
         exit=(pair % exits).astype(np.uint32),
         flows=count,
         votes=count,
-        firsts=count,
+        session_starts=count,
         same_destination=Trials(tried, np.where(pinned, 8, 0).astype(np.uint32)),
         same_port=Trials(tried, np.where(pinned, 8, 0).astype(np.uint32)),
         destination_predictor=Trials(tried, np.zeros(peers, np.uint32), tried / exits),
@@ -94,7 +94,7 @@ def measure(peers: int) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "inspect.sock"
         with inspect.listen(path) as listener:
-            inspect.serve(listener, answers(lambda: snapshot, lambda: about), Access())
+            inspect.serve(listener, handlers(lambda: snapshot, lambda: about), Access())
             results: dict[str, Any] = {
                 "peers": peers,
                 "pairs": sum(len(view.observation.peer) for view in snapshot.peers),

@@ -59,14 +59,14 @@ def rows(say: Callable[[str], None]) -> Results:
     found: Results = {}
     for peers, pairs in SIZES:
         say(f"a cycle for {pairs:,} pairs")
-        found[f"{pairs:,} pairs"] = _told("cycle", peers, pairs)
+        found[f"{pairs:,} pairs"] = _warnings("cycle", peers, pairs)
     for pairs in COLUMNS:
         say(f"judging {pairs:,} pairs")
-        found[f"{pairs:,} pairs, judging alone"] = _told("judge", pairs // 10, pairs)
+        found[f"{pairs:,} pairs, judging alone"] = _warnings("judge", pairs // 10, pairs)
     return found
 
 
-def _told(what: str, peers: int, pairs: int) -> Results:
+def _warnings(what: str, peers: int, pairs: int) -> Results:
     command = [sys.executable, "-m", "tools.bench.scale", what, str(peers), str(pairs)]
     done = subprocess.run(command, check=True, capture_output=True, text=True)
     told: Results = json.loads(done.stdout)
@@ -275,7 +275,7 @@ def judging(peers: int, pairs: int) -> Results:
         exit_.astype(np.uint32),
         flows=np.full(len(peer), _FLOWS, np.uint32),
         votes=np.full(len(peer), _VOTES, np.uint32),
-        firsts=(exit_ % 10 == 0).astype(np.uint32),
+        session_starts=(exit_ % 10 == 0).astype(np.uint32),
         same_destination=some,
         same_port=some,
         destination_predictor=Trials(tried, np.zeros(peers, np.uint32), tried / _EXITS),

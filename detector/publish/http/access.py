@@ -88,7 +88,7 @@ class WebAccess:
         names = (connection.getpeercert() or {}).get("subjectAltName", ())
         return any(isinstance(name, tuple) and name[1] in self._names for name in names)
 
-    def admits(self, authorization: str | None) -> bool:
+    def authenticate(self, authorization: str | None) -> bool:
         """Whether an Authorization header, if one is asked for, has a user and the user's password."""
         if not self._users:
             return True

@@ -72,7 +72,7 @@ class Access(Protocol):
     def knows(self, connection: ssl.SSLSocket) -> bool:
         """Whether a client's certificate is one to let in."""
 
-    def admits(self, authorization: str | None) -> bool:
+    def authenticate(self, authorization: str | None) -> bool:
         """Whether a request's header has a user and the user's password, where one is asked for."""
 
 
@@ -181,7 +181,7 @@ class _Handler(BaseHTTPRequestHandler):
         if self.server.access is not self._access:
             self.close_connection = True  # made under other rules; the client connects again
             return
-        if self._access and not self._access.admits(self.headers.get("Authorization")):
+        if self._access and not self._access.authenticate(self.headers.get("Authorization")):
             self._text(HTTPStatus.UNAUTHORIZED, "a user and a password are needed")
             return
         pages = self.server.pages

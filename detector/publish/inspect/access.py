@@ -57,7 +57,7 @@ def access_of(config: Config) -> Access:
     return Access(owner, group, config.socket_mode)
 
 
-def may_ask(client: socket.socket, access: Access) -> bool:
+def is_authorized(client: socket.socket, access: Access) -> bool:
     """Whether whoever connected may ask; the kernel kept who that was at the time of connecting.
 
     Raises:
@@ -79,7 +79,7 @@ def _supplementary(client: socket.socket) -> tuple[int, ...]:
     return tuple(number for (number,) in _GROUP.iter_unpack(raw))
 
 
-def guard(path: Path, access: Access) -> None:
+def restrict_socket(path: Path, access: Access) -> None:
     """Give a socket that is its owner's alone to whom the configuration says.
 
     Raises:

@@ -24,7 +24,7 @@ from typing import Any
 
 from detector.base.errors import EXIT_HOST, EXIT_USAGE, ExitprintError, HostError, NotYet, UsageError
 from detector.logs import get_logger
-from detector.publish.inspect.access import Access, guard, may_ask
+from detector.publish.inspect.access import Access, is_authorized, restrict_socket
 
 _log = get_logger()
 
@@ -53,7 +53,7 @@ def listen(path: Path, access: Access | None = None) -> socket.socket:
         _require_guarded(path.parent)
         _clear(path)
         _bind(listener, path)
-        guard(path, access or Access())
+        restrict_socket(path, access or Access())
         listener.listen(_BACKLOG)
     except OSError as error:
         listener.close()
@@ -175,7 +175,7 @@ class _Server:
 
     def _allowed(self, end: socket.socket) -> bool:
         try:
-            return may_ask(end, self._access)
+            return is_authorized(end, self._access)
         except OSError:
             return False
 

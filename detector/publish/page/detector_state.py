@@ -6,7 +6,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from detector import __version__
-from detector.kernel.tables import LOSSES, Outcome, room
+from detector.kernel.tables import LOSSES, Outcome, capacities
 from detector.publish.page import runbooks
 from detector.publish.page.html import Markup, element, join
 from detector.publish.page.labels import moment
@@ -99,7 +99,7 @@ def _tables(now: Snapshot, about: About) -> list[_Fact]:
             now.fill[name] < _NEARLY_FULL * size,
             "ExitprintTableNearlyFull",
         )
-        for name, size in room(about.config.tables).items()
+        for name, size in capacities(about.config.tables).items()
         if name in now.fill
     ]
     if now.refused_peers:

@@ -82,7 +82,7 @@ def _short(number: int) -> str:
 
 def _contrasts(report: FamilyReport) -> Markup:
     shares = [
-        Share(label, one.observed, one.chance, strong=(one.corrected or 0.0) >= _EFFECT)
+        Share(label, one.observed, one.chance, strong=(one.kappa or 0.0) >= _EFFECT)
         for name, label in CONTRAST.items()
         if (one := report.contrasts.get(name)) and one.peers
     ]

@@ -48,7 +48,7 @@ class Counted(NamedTuple):
 
     flows: Counter[Key]
     votes: Counter[Key]
-    firsts: Counter[Key]
+    session_starts: Counter[Key]
 
 
 class Program:

@@ -153,12 +153,12 @@ def test_a_session_ends_after_the_gap(relay: Relay, program: Program, start: flo
     """The first flow after more than the gap is a session's first, also when the clock's 32 bits wrap."""
     slot = program.add(peer(1))
     steps = [(0, "A", 1), (30, "B", 0), (90, "B", 0), (151, "B", 1), (152, "A", 0), (1000, "A", 1)]
-    firsts: Counter[tuple[int, Address]] = Counter()
+    session_starts: Counter[tuple[int, Address]] = Counter()
     for number, (after, letter, first) in enumerate(steps):
         program.control(start + after, session_gap=60)
         _send(relay, 4, [(number, 20000 + number, letter)])
         counted = program.drain()
-        assert counted.firsts.total() == first
-        firsts += counted.firsts
-    assert firsts == {(slot, _exit("A", 4)): 2, (slot, _exit("B", 4)): 1}
+        assert counted.session_starts.total() == first
+        session_starts += counted.session_starts
+    assert session_starts == {(slot, _exit("A", 4)): 2, (slot, _exit("B", 4)): 1}
     assert program.state(slot)["sessions"] == 3

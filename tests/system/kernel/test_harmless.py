@@ -36,7 +36,7 @@ _RESULT_IS = (0xB7, 0xB4)  # r0 = imm, as 64 and as 32 bits
 
 DUMP = """
 import json, sys
-from detector.config import Tables
+from detector.config.model import Tables
 from detector.kernel import source
 from detector.kernel.loader import compiled, conntrack_btf
 from detector.kernel.tables import macros

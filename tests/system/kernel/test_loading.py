@@ -39,7 +39,7 @@ _PROG, _MAP, _LINK = 13, 14, 30  # BPF_…_GET_FD_BY_ID
 HOLDER = """
 import json, sys, time
 from pathlib import Path
-from detector.config import Tables
+from detector.config.model import Tables
 from detector.kernel.loader import load
 def resident():
     return int(Path("/proc/self/statm").read_text().split()[1]) * 4

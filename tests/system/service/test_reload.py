@@ -20,7 +20,7 @@ import yaml
 
 from detector.base.errors import UsageError
 from detector.config.model import Config, Listen
-from detector.config.reload import LIVE, Hangup, Reload, merge, read_config
+from detector.config.reload import LIVE, Reload, SighupPipe, merge, read_config
 from detector.lab.relay import Lab
 from detector.lab.service import LabService, start_service
 
@@ -91,7 +91,7 @@ def test_hangups_are_noted_and_wake() -> None:
     """However many come, the descriptor is readable and they are taken once."""
     before = signal.getsignal(signal.SIGHUP)
     try:
-        hangup = Hangup()
+        hangup = SighupPipe()
         assert not hangup.taken()
         for _ in range(3):
             signal.raise_signal(signal.SIGHUP)

@@ -57,7 +57,7 @@ def test_the_lab_answers_from_a_folder_of_roots(tmp_path: Path) -> None:
 
 def test_an_aggregator_that_cannot_start_says_why(tmp_path: Path) -> None:
     """What it stumbled over reaches the person who started the lab, not only that it has ended."""
-    broken = "sed -i 's/    privileges.become(.*/    import nowhere/' detector/daemon/aggregator.py"
+    broken = "sed -i 's/    privileges.drop_privileges(.*/    import nowhere/' detector/daemon/aggregator.py"
     lab = f"{sys.executable} -I -m detector lab --json --peers 2 --flows 16"
     done = hidden(tmp_path, "sh", "-c", f"{broken} && exec {lab}")
     assert done.returncode == 3

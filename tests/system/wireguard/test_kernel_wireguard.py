@@ -123,7 +123,7 @@ def test_a_peer_is_followed(relay: Relay) -> None:
     table = SlotTable(16)
     relay.add(peer(b"A" * 32, "10.64.0.1/32"), peer(b"B" * 32, "10.64.0.2/32", "fd00::/64"))
     added = {str(slot.allowed.address): slot for slot in table.update(relay.read()).added}
-    assert {address: slot.allowed.wide for address, slot in added.items()} == {
+    assert {address: slot.allowed.is_network for address, slot in added.items()} == {
         "10.64.0.1": False, "10.64.0.2": False, "fd00::": True,
     }  # fmt: skip
     relay.add(peer(b"B" * 32, "10.64.0.1/32"))

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from detector.analysis.changes import Change, Homes, Outcome, compare, homes
+from detector.analysis.changes import Change, Outcome, PrimaryExits, compare, primary_exits
 from detector.base.family import Address
 from tools.simulated_relays import MAPPINGS, relay, traffic
 
@@ -19,11 +19,11 @@ FIRST = IPv4Address("198.18.0.0")
 
 def settled(
     position: NDArray[np.intp], size: int = 59, first: Address = FIRST, judged: int | None = None
-) -> Homes:
+) -> PrimaryExits:
     """Peers at these positions of a pool, each sure of its exit."""
     exits = tuple(type(first)(int(first) + at) for at in range(size))
     names = np.arange(len(position))
-    return Homes(1, names, position, exits, ((exits[0], exits[-1]),), judged or len(position))
+    return PrimaryExits(1, names, position, exits, ((exits[0], exits[-1]),), judged or len(position))
 
 
 def drawn(seed: int, peers: int = PEERS, size: int = 59) -> NDArray[np.intp]:
@@ -100,11 +100,11 @@ def test_peers_that_left_are_not_compared() -> None:
     assert compare(before, settled(drawn(1))).peers == PEERS - 60
 
 
-def made(mapping: str, seed: int, flows: int = 12) -> Homes:
-    """The homes on a simulated relay."""
+def made(mapping: str, seed: int, flows: int = 12) -> PrimaryExits:
+    """The primary_exits on a simulated relay."""
     rng = np.random.default_rng(seed)
     seen = relay(rng, MAPPINGS[mapping], 59, traffic(rng, PEERS, flows))
-    return homes(seen, np.arange(PEERS), ((seen.exits[0], seen.exits[-1]),))
+    return primary_exits(seen, np.arange(PEERS), ((seen.exits[0], seen.exits[-1]),))
 
 
 @pytest.mark.parametrize(

@@ -56,7 +56,7 @@ def relabelled(observation: Observation, rng: np.random.Generator) -> Observatio
         exit=new_exit[observation.exit[rows]],
         flows=observation.flows[rows],
         votes=observation.votes[rows],
-        firsts=observation.firsts[rows],
+        session_starts=observation.session_starts[rows],
         same_destination=permuted(observation.same_destination, peers),
         same_port=permuted(observation.same_port, peers),
         destination_predictor=permuted(observation.destination_predictor, peers),
@@ -93,7 +93,7 @@ def test_halves_add_up(made: tuple[Traffic, Relay], seed: int) -> None:
         whole,
         flows=part(whole.flows),
         votes=part(whole.votes),
-        firsts=part(whole.firsts),
+        session_starts=part(whole.session_starts),
         same_destination=taken(whole.same_destination),
         same_port=taken(whole.same_port),
         destination_predictor=taken(whole.destination_predictor),
@@ -110,7 +110,7 @@ def test_halves_add_up(made: tuple[Traffic, Relay], seed: int) -> None:
         whole,
         flows=whole.flows - half.flows,
         votes=whole.votes - half.votes,
-        firsts=whole.firsts - half.firsts,
+        session_starts=whole.session_starts - half.session_starts,
         same_destination=left(whole.same_destination, half.same_destination),
         same_port=left(whole.same_port, half.same_port),
         destination_predictor=left(whole.destination_predictor, half.destination_predictor),
@@ -147,7 +147,7 @@ def test_an_independent_peer_hides_nobody(mapping: str, flows: int, seed: int) -
         exit=with_it.exit[rows],
         flows=with_it.flows[rows],
         votes=with_it.votes[rows],
-        firsts=with_it.firsts[rows],
+        session_starts=with_it.session_starts[rows],
     )
     before, after = judge_family(without).verdict, judge_family(with_it).verdict
     assert before in VERDICTS[:4]
@@ -191,7 +191,7 @@ def counts(draw: st.DrawFn) -> Observation:
         exit=(pairs % max(exits, 1)).astype(np.uint32),
         flows=flows,
         votes=np.minimum(flows, column(pairs.size)),
-        firsts=np.minimum(flows, column(pairs.size)),
+        session_starts=np.minimum(flows, column(pairs.size)),
         same_destination=trials(),
         same_port=trials(),
         destination_predictor=trials(),
@@ -199,7 +199,7 @@ def counts(draw: st.DrawFn) -> Observation:
             "modulo": rng.integers(-1, max(exits, 1), (peers, len(pools))).astype(np.int32),
             "mine": rng.integers(-1, max(exits, 1), peers).astype(np.int32),
         },
-        wide=rng.random(peers) < 0.2,
+        is_network=rng.random(peers) < 0.2,
         exclusive_map=bool(rng.random() < 0.3),
         loss=Loss(int(flows.sum())),
     )

@@ -134,7 +134,7 @@ def test_unlinkable_needs_returns_to_a_destination() -> None:
 def test_networks_are_counted_and_not_judged() -> None:
     """A wide allowed-ip leaks nothing by itself: its flows count, its votes do not."""
     observation = simulated("persistent")
-    report = judge_family(replace(observation, wide=np.ones(90, bool)))
+    report = judge_family(replace(observation, is_network=np.ones(90, bool)))
     assert report.verdict is Verdict.UNKNOWN
     assert (report.flows, report.peers, report.judged) == (90 * 24, 90, 0)
 

@@ -20,7 +20,7 @@ from detector.client import watching
 from detector.client.advice import advice_for
 from detector.client.render import explain_view, holds_view, line_of, peers_view, status_view
 from detector.config.model import Config
-from detector.publish.inspect.answers import answers
+from detector.publish.inspect.handlers import handlers
 from detector.publish.snapshot import About, Snapshot
 from tools.bench.oncall import snapshot_of
 
@@ -36,7 +36,7 @@ def snapshot() -> Snapshot:
 
 def answer(snapshot: Snapshot, request: str, **arguments: Any) -> dict[str, Any]:
     """What the socket would answer, as it arrives."""
-    made = answers(lambda: snapshot, lambda: About(Config(relay="r"), "kprobe"))[request](arguments)
+    made = handlers(lambda: snapshot, lambda: About(Config(relay="r"), "kprobe"))[request](arguments)
     arrived = json.loads(json.dumps(made))
     assert isinstance(arrived, dict)
     return arrived

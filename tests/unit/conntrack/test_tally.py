@@ -44,7 +44,9 @@ def counted(
 
 def one_by_one(made: Sequence[Flow]) -> dict[str, Counter[object]]:
     """The counts as bpf/contrasts.h makes them, one flow after the other."""
-    counts: dict[str, Counter[object]] = {name: Counter() for name in ("flows", "votes", "firsts", "trials")}
+    counts: dict[str, Counter[object]] = {
+        name: Counter() for name in ("flows", "votes", "session_starts", "trials")
+    }
     destination: dict[object, object] = {}
     port: dict[object, object] = {}
     last: dict[object, float] = {}
@@ -52,7 +54,7 @@ def one_by_one(made: Sequence[Flow]) -> dict[str, Counter[object]]:
         site, source = (flow.peer, flow.destination), (flow.peer, flow.port)
         pair = flow.peer, flow.exit
         counts["flows"][pair] += 1
-        counts["firsts"][pair] += flow.time - last.get(flow.peer, -1e9) > GAP
+        counts["session_starts"][pair] += flow.time - last.get(flow.peer, -1e9) > GAP
         counts["votes"][pair] += site not in destination and source not in port
         if site in destination and source not in port:
             counts["trials"]["same_destination", destination[site] == flow.exit] += 1
@@ -75,14 +77,14 @@ def pairs(observation: Observation, peers: Peers, column: str) -> Counter[object
 
 @pytest.mark.parametrize("size", [1, 7, 1000])
 def test_counts_are_those_of_the_kernel_program(size: int) -> None:
-    """Flows, votes, session firsts and trials equal a count flow by flow, whatever the blocks."""
+    """Flows, votes, session session_starts and trials equal a count flow by flow, whatever the blocks."""
     made = flows(peers=5, each=60)
     lines = [event(flow) for flow in made]
     peers = Peers()
     parts = [text(lines[start : start + size]) for start in range(0, len(lines), size)]
     observation = counted(parts, peers=peers)[0]
     truth = one_by_one(made)
-    for column in ("flows", "votes", "firsts"):
+    for column in ("flows", "votes", "session_starts"):
         assert +pairs(observation, peers, column) == +truth[column]
     same, port = observation.same_destination, observation.same_port
     assert same.true.sum() == truth["trials"]["same_destination", True] > 0
@@ -111,10 +113,10 @@ def test_pools_are_guessed_without_rules() -> None:
 
 
 def test_a_listing_has_no_sessions() -> None:
-    """Entries without a time give votes but no session firsts, and still a verdict."""
+    """Entries without a time give votes but no session session_starts, and still a verdict."""
     made = flows(persistent=True, peers=30)
     observation = counted([text([entry(flow) for flow in made])])[0]
-    assert observation.firsts.sum() == 0 < observation.votes.sum()
+    assert observation.session_starts.sum() == 0 < observation.votes.sum()
     assert judge([observation]).predictor == "kernel_persistent"
 
 
@@ -143,8 +145,8 @@ def test_the_longest_prefix_wins() -> None:
     single = AllowedIp(bytes([10, 64, 0, 1]), 32)
     made = flows(peers=3)
     observation = counted([text([event(flow) for flow in made])], peers=Peers([network, single]))[0]
-    assert observation.wide is not None
-    assert observation.wide.tolist() == [True, False]
+    assert observation.is_network is not None
+    assert observation.is_network.tolist() == [True, False]
     by_peer = np.bincount(observation.peer, observation.flows, 2).astype(int).tolist()
     assert by_peer[1] == sum(flow.peer.packed == single.network for flow in made)
     assert sum(by_peer) == len(made)
@@ -158,7 +160,7 @@ def test_full_memories_and_tables_are_losses(monkeypatch: pytest.MonkeyPatch) ->
     assert full.loss.seen == len(made)
     assert full.loss.lost > 100
     assert judge([full]).verdict == "unknown"
-    monkeypatch.setattr(tally_module, "MOST_EXITS", 3)
+    monkeypatch.setattr(tally_module, "MAX_EXITS", 3)
     some = counted(content)[0]
     assert np.unique(some.exit).size == 3
     assert some.loss.seen + some.loss.lost == len(made)

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from detector.analysis.observation import Observation
-from detector.counts.load import MOST_COLUMNS, Load, load_of
+from detector.counts.load import MAX_COLUMNS, Load, load_of
 from detector.counts.observing import PoolRanges
 from tests.unit.publish.page.moments import as_ipv6, observed, pool_of
 
@@ -28,12 +28,12 @@ def test_idle_exits_of_a_small_pool_are_columns_too() -> None:
     assert (one.crowded_less, one.busiest) == (7, 1 / 7)
 
 
-@pytest.mark.parametrize("pool", [MOST_COLUMNS, MOST_COLUMNS + 1, 1000])
+@pytest.mark.parametrize("pool", [MAX_COLUMNS, MAX_COLUMNS + 1, 1000])
 def test_columns_are_bounded_and_lose_nothing(pool: int) -> None:
     """Flows and exits of the columns sum up to all of them, however large the pool is."""
     for seen in (observed("random", pool=pool), as_ipv6(observed("random", pool=pool))):
         one = load(seen)
-        assert len(one.columns) <= MOST_COLUMNS
+        assert len(one.columns) <= MAX_COLUMNS
         assert sum(column.flows for column in one.columns) == one.flows == int(seen.flows.sum())
         assert sum(column.exits for column in one.columns) == one.listed
         assert len(np.unique(seen.exit)) == one.in_use

@@ -25,12 +25,12 @@ def test_blocks_in_any_order_are_the_pairs_that_were_counted(
 ) -> None:
     """Blocks that are put together as the program does give every pair once, with its three counts."""
     blocks: dict[tuple[int, int], list[int]] = {}
-    for (slot, exit_), (flows, votes, firsts) in pairs.items():
+    for (slot, exit_), (flows, votes, session_starts) in pairs.items():
         group, place = divmod(exit_, EXITS_IN_BLOCK)
         blocks.setdefault((slot + 1, group), [0] * EXITS_IN_BLOCK)[place] = flows
-        if votes or firsts:
+        if votes or session_starts:
             rest = blocks.setdefault((slot + 1 | int(VOTES_FIRSTS), group), [0] * EXITS_IN_BLOCK)
-            rest[place] = votes | firsts << 16
+            rest[place] = votes | session_starts << 16
     taken = [(group, owner, counts) for (owner, group), counts in blocks.items()]
     order.shuffle(taken)
     found = dict.fromkeys(pairs, np.zeros(3, np.uint32))

@@ -14,7 +14,7 @@ import pytest
 from detector.analysis.report import VERDICTS, Verdict
 from detector.base.errors import UsageError
 from detector.config.model import Config
-from detector.publish.inspect.answers import answers
+from detector.publish.inspect.handlers import handlers
 from detector.publish.peers import SORTS, PeerView, explain, rank, summaries
 from detector.publish.snapshot import About, Snapshot
 from tools.bench.oncall import snapshot_of
@@ -145,7 +145,7 @@ def test_wrong_arguments_are_refused(
     snapshot: Snapshot, request_: str, arguments: dict[str, Any], said: str
 ) -> None:
     """A refusal names the argument and what it may be, and never repeats what was sent."""
-    answer = answers(lambda: snapshot, lambda: About(Config(), "kprobe"))[request_]
+    answer = handlers(lambda: snapshot, lambda: About(Config(), "kprobe"))[request_]
     with pytest.raises(UsageError, match=said):
         answer(arguments)
 
@@ -153,7 +153,7 @@ def test_wrong_arguments_are_refused(
 def test_a_new_snapshot_is_ranked_anew(snapshot: Snapshot) -> None:
     """Asked again, the same snapshot gives the same; after a cycle the answer is the new one's."""
     current = [snapshot]
-    answer = answers(lambda: current[0], lambda: About(Config(), "kprobe"))["peers"]
+    answer = handlers(lambda: current[0], lambda: About(Config(), "kprobe"))["peers"]
     before = answer({"limit": 3})
     assert answer({"limit": 2})["peers"] == before["peers"][:2]
     current[0] = replace(snapshot, cycles=snapshot.cycles + 1, peers=snapshot.peers[:1])

@@ -65,7 +65,7 @@ def test_another_encoder_agrees() -> None:
     message.encode()
     ((key, (allowed,)),) = collected([bytes(message.data[16:])]).items()
     assert key.hex().startswith("c809f3e5317e95")
-    assert (allowed.address, allowed.prefix, allowed.wide) == (ip_address("10.64.0.0"), 24, True)
+    assert (allowed.address, allowed.prefix, allowed.is_network) == (ip_address("10.64.0.0"), 24, True)
 
 
 def test_secrets_become_no_objects() -> None:
@@ -89,7 +89,12 @@ def test_allowed_ip_as_the_tables_have_it() -> None:
     four, six = AllowedIp(b"\x0a\x00\x00\x01", 32), AllowedIp(b"\xfd" + bytes(15), 64)
     assert (four.packed, four.packed_prefix) == (bytes(10) + b"\xff\xff\x0a\x00\x00\x01", 128)
     assert (six.packed, six.packed_prefix) == (b"\xfd" + bytes(15), 64)
-    assert (four.family, six.family, four.wide, six.wide) == (Family.IPV4, Family.IPV6, False, True)
+    assert (four.family, six.family, four.is_network, six.is_network) == (
+        Family.IPV4,
+        Family.IPV6,
+        False,
+        True,
+    )
 
 
 @given(st.binary(max_size=200), st.integers(0, 60))

@@ -209,10 +209,11 @@ def test_a_password_is_computed_once_and_forgotten_with_its_hash(monkeypatch: py
         return matches(password, known)
 
     monkeypatch.setattr(WebAccess, "_matches", noting)
-    assert [one.admits(header) for _ in range(3)] == [True] * 3
+    assert [one.authenticate(header) for _ in range(3)] == [True] * 3
     assert tried == [b"right"]
     assert not any(
-        one.admits("Basic bm9ib2R5OnJpZ2h0") or one.admits("Basic c2NyYXBlcjp3cm9uZw==") for _ in "12"
+        one.authenticate("Basic bm9ib2R5OnJpZ2h0") or one.authenticate("Basic c2NyYXBlcjp3cm9uZw==")
+        for _ in "12"
     )
     assert tried == [b"right", b"right", b"wrong", b"right", b"wrong"]
     assert b"right" not in b"".join(one._remembered)
@@ -223,7 +224,7 @@ def test_no_more_than_a_few_passwords_are_remembered() -> None:
     users = {f"user{number}": hashed(f"{number}") for number in range(70)}
     one = WebAccess(WebConfig(users=users))
     for number in range(70):
-        assert one.admits("Basic " + base64.b64encode(f"user{number}:{number}".encode()).decode())
+        assert one.authenticate("Basic " + base64.b64encode(f"user{number}:{number}".encode()).decode())
     assert len(one._remembered) <= 64
 
 

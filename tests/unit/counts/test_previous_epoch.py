@@ -7,8 +7,8 @@ import numpy as np
 
 from detector.analysis.changes import Outcome
 from detector.base.family import Family, pack
-from detector.counts.before import Before
 from detector.counts.observing import Observed, PoolRanges
+from detector.counts.previous_epoch import PreviousEpoch
 from detector.counts.roster import Exits, Member, Roster
 from tools.simulated_relays import MAPPINGS, relay, traffic
 
@@ -36,14 +36,14 @@ def pools() -> list[PoolRanges]:
     return [PoolRanges(Family.IPV4, POOL, ((pack(exits[0]), pack(exits[-1])),))]
 
 
-def remembered() -> Before:
+def remembered() -> PreviousEpoch:
     """What an epoch with a mapping left."""
-    before = Before()
+    before = PreviousEpoch()
     before.remember([seen("jhash", 1)], roster(), pools(), 1, UNTIL)
     return before
 
 
-def outcome(before: Before, mapping: str, seed: int, now: float = 0.0) -> Outcome | None:
+def outcome(before: PreviousEpoch, mapping: str, seed: int, now: float = 0.0) -> Outcome | None:
     """What is said of the rules that this mapping stands for."""
     told = before.compare([seen(mapping, seed)], roster(), pools(), 2, now)
     return told[Family.IPV4].outcome if Family.IPV4 in told else None
@@ -51,7 +51,7 @@ def outcome(before: Before, mapping: str, seed: int, now: float = 0.0) -> Outcom
 
 def test_the_first_rules_changed_nothing() -> None:
     """Without anything before there is nothing to say."""
-    assert outcome(Before(), "jhash", 1) is None
+    assert outcome(PreviousEpoch(), "jhash", 1) is None
 
 
 def test_an_epoch_is_compared_with_the_one_before() -> None:

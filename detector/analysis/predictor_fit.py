@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from detector.analysis.columns import Columns, Index, Mask
-from detector.analysis.evidence import flag, trial_evidence
+from detector.analysis.evalues import flag, trial_evidence
 from detector.analysis.numerics import Floats, log_binomial_tail, sums
 from detector.analysis.observation import Observation
 from detector.predictors import KERNEL_DESTINATION

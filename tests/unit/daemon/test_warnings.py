@@ -10,16 +10,16 @@ import sys
 _STEPS = """
 from detector import logs
 from detector.base.errors import NotYet
-from detector.daemon.watch import Told
+from detector.daemon.warnings import Warnings
 logs.configure("sensor", "json")
-told = Told()
-told.clear("waiting")
+told = Warnings()
+told.resolve("waiting")
 for _ in range(3):
-    told.tell("waiting", "waiting for WireGuard", NotYet("no interface"))
-told.tell("waiting", "waiting for WireGuard", NotYet("wg0 not there"))
-told.tell("slots", "no room", None, 7)
+    told.warn_once("waiting", "waiting for WireGuard", NotYet("no interface"))
+told.warn_once("waiting", "waiting for WireGuard", NotYet("wg0 not there"))
+told.warn_once("slots", "no room", None, 7)
 for _ in range(2):
-    told.clear("waiting")
+    told.resolve("waiting")
 """
 
 

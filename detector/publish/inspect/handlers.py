@@ -15,11 +15,11 @@ from detector.publish.peers import SORTS, PeerView, Ranking, explain, rank, summ
 from detector.publish.snapshot import About, Snapshot, status
 
 _USUAL_LIMIT = 20
-_LARGEST_LIMIT = 1000
-_LONGEST_PSEUDONYM = 64
+_MAX_LIMIT = 1000
+_MAX_PSEUDONYM = 64
 
 
-def answers(snapshot: Callable[[], Snapshot], about: Callable[[], About]) -> dict[str, Answer]:
+def handlers(snapshot: Callable[[], Snapshot], about: Callable[[], About]) -> dict[str, Answer]:
     """By request. Each takes one snapshot and looks at nothing else.
 
     Args:
@@ -49,7 +49,7 @@ class _Rankings:
         key = family, verdict, sort
         if key not in self._known:
             wanted = None if verdict is None else Verdict(verdict)
-            self._known[key] = rank(_views(now, family), sort, wanted, _LARGEST_LIMIT)
+            self._known[key] = rank(_views(now, family), sort, wanted, _MAX_LIMIT)
         return self._known[key]
 
 
@@ -62,7 +62,7 @@ def _peers(now: Snapshot, about: About, arguments: Arguments, rankings: _Ranking
     verdict = _one_of(arguments, "verdict", VERDICTS, None)
     sort = _one_of(arguments, "sort", SORTS, SORTS[0]) or SORTS[0]
     limit = arguments.get("limit", _USUAL_LIMIT)
-    if type(limit) is not int or not 1 <= limit <= _LARGEST_LIMIT:
+    if type(limit) is not int or not 1 <= limit <= _MAX_LIMIT:
         raise UsageError("limit is no number from 1 to 1000", "ask for fewer, and filter")
     ranking = rankings.get(now, family, verdict, sort)
     return _head(now, about) | {
@@ -75,7 +75,7 @@ def _peers(now: Snapshot, about: About, arguments: Arguments, rankings: _Ranking
 
 def _explain(now: Snapshot, about: About, arguments: Arguments) -> dict[str, Any]:
     pseudonym = arguments.get("pseudonym")
-    if not isinstance(pseudonym, str) or not 1 <= len(pseudonym) <= _LONGEST_PSEUDONYM:
+    if not isinstance(pseudonym, str) or not 1 <= len(pseudonym) <= _MAX_PSEUDONYM:
         raise UsageError("pseudonym is missing", "see them with: exitprint peers")
     found = explain(now.peers, pseudonym)
     if not found:

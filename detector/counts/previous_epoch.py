@@ -9,19 +9,19 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from detector.analysis.changes import Change, Homes, compare, homes
+from detector.analysis.changes import Change, PrimaryExits, compare, primary_exits
 from detector.base.family import Family, unpack
 from detector.counts.observing import Observed, PoolRanges
 from detector.counts.roster import Roster
 
 
-class Before:
+class PreviousEpoch:
     """The exits that peers had for themselves under the rules of before."""
 
     def __init__(self) -> None:
-        self._homes: dict[Family, Homes] = {}
+        self._homes: dict[Family, PrimaryExits] = {}
         self._until = 0.0
-        self._told: Mapping[Family, Change] = {}
+        self._warnings: Mapping[Family, Change] = {}
 
     def __len__(self) -> int:
         return sum(len(one.peer) for one in self._homes.values())
@@ -47,7 +47,7 @@ class Before:
             shown = _homes(one, roster, pools, epoch)
             if shown.judged:
                 self._homes[one.observation.family] = shown
-        self._until, self._told = until, {}
+        self._until, self._warnings = until, {}
 
     def release(self, slots: Sequence[int]) -> None:
         """These slots stand for others from now on."""
@@ -65,17 +65,17 @@ class Before:
         if now >= self._until:
             self._homes = {}
         if self._homes:
-            self._told = {
+            self._warnings = {
                 one.observation.family: compare(
                     self._homes[one.observation.family], _homes(one, roster, pools, epoch)
                 )
                 for one in observed
                 if one.observation.family in self._homes
             }
-        return self._told
+        return self._warnings
 
 
-def _homes(one: Observed, roster: Roster, pools: Sequence[PoolRanges], epoch: int) -> Homes:
+def _homes(one: Observed, roster: Roster, pools: Sequence[PoolRanges], epoch: int) -> PrimaryExits:
     family = one.observation.family
     ranges = [
         (unpack(first), unpack(last))
@@ -83,4 +83,4 @@ def _homes(one: Observed, roster: Roster, pools: Sequence[PoolRanges], epoch: in
         if pool.family is family
         for first, last in pool.ranges
     ]
-    return homes(one.observation, roster.slots_of(one.rows), ranges, epoch)
+    return primary_exits(one.observation, roster.slots_of(one.rows), ranges, epoch)

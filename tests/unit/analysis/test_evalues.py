@@ -10,7 +10,7 @@ import numpy as np
 from detector.analysis.anonymity import alone
 from detector.analysis.columns import columns_of
 from detector.analysis.consistency import consistency_of, population_of
-from detector.analysis.evidence import flag, pinned_evidence, trial_evidence
+from detector.analysis.evalues import flag, pinned_evidence, trial_evidence
 from tools.simulated_relays import MAPPINGS, relay, traffic
 
 
