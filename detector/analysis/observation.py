@@ -35,6 +35,55 @@ class Trials:
 
 
 @dataclass(frozen=True, slots=True)
+class Sandwiches:
+    """Matched trials: a peer's flow, then another peer's in the same place, then the first peer's again.
+
+    The other's flow is nearer in time, so whatever drifts (clock, load, a new lease) makes it match at least
+    as often as the peer's own. An excess of `mine` over `other` is therefore the peer's own doing, and
+    the sign test of the two needs no assumption on the exits (McNemar, "Note on the sampling error of the
+    difference between correlated proportions or percentages", 1947). Shape (P, ..., lags) each.
+
+    Attributes:
+        tried: trials.
+        both: the exit was the one of my last flow, and the one of the other's.
+        mine: of my last flow alone.
+        other: of the other's alone.
+    """
+
+    tried: Counts
+    both: Counts
+    mine: Counts
+    other: Counts
+
+    @classmethod
+    def none(cls, *shape: int) -> Sandwiches:
+        """No trials."""
+        return cls(*(np.zeros(shape, np.uint32) for _ in range(4)))
+
+
+@dataclass(frozen=True, slots=True)
+class PredictorTrials:
+    """One predictor of the tunnel address alone, tried for one rule: one trial a person, on its busiest exit.
+
+    Attributes:
+        predictor: its name.
+        rule: where the rule stands, for people; empty where nobody knows.
+        tried, hit: persons.
+        chance: hits that independent exits would give, as a share of `tried`.
+        hypotheses: how many forms were tried to find the one that fits best (free offsets), for Bonferroni.
+        flagged: shape (P,), bool: whose exit it names; None where it is not told (it does not hold).
+    """
+
+    predictor: str
+    rule: str
+    tried: int
+    hit: int
+    chance: float
+    hypotheses: int = 1
+    flagged: NDArray[np.bool_] | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Loss:
     """What became of the flows: the ground of the coverage.
 
@@ -69,6 +118,17 @@ class Observation:
         is_network: shape (P,), bool: the slot is a network, not one address, so it is not judged as a peer.
         exclusive_map: the rules map peers to exits one to one.
         pool_origins: where the rules that choose from each pool stand, for people; empty where nobody knows.
+        class_votes: shape (n, classes): the votes of each pair by `FlowClass`; they add up to `votes`.
+        vote_sandwiches: shape (P, classes, lags): the place is the relay, by class of flow.
+        return_sandwiches: shape (P, lags): the place is a destination.
+        lone_returns: shape (P, lags): returns to a destination where nobody else was meanwhile: no control.
+        sessions: shape (P,): sessions that began.
+        untranslated_global, untranslated_private: shape (P,): flows that left the relay by another interface
+            than a tunnel with the peer's own address; by whether the internet can route it.
+        untracked: shape (P,): packets that did so without a conntrack entry.
+        port_blocks: shape (P,), uint64: bit b is set where a source port was changed to one of the 1,024 from
+            b * 1024 on.
+        predictor_trials: the predictors of the tunnel address alone.
     """
 
     family: Family
@@ -89,3 +149,13 @@ class Observation:
     exclusive_map: bool = False
     loss: Loss = Loss()
     pool_origins: tuple[str, ...] = ()
+    class_votes: Counts | None = None
+    vote_sandwiches: Sandwiches | None = None
+    return_sandwiches: Sandwiches | None = None
+    lone_returns: Trials | None = None
+    sessions: Counts | None = None
+    untranslated_global: Counts | None = None
+    untranslated_private: Counts | None = None
+    untracked: Counts | None = None
+    port_blocks: NDArray[np.uint64] | None = None
+    predictor_trials: tuple[PredictorTrials, ...] = ()
