@@ -16,6 +16,7 @@ from typing import Annotated, Any
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, ValidationError
 
 from detector.base.errors import UsageError
+from detector.base.ranges import parse_pool
 from detector.config.document import (
     ConfigError,
     Document,
@@ -73,8 +74,6 @@ def _duration(value: object) -> float:
 
 
 def _pool(value: str) -> str:
-    from detector.nat.pools import parse_pool  # noqa: PLC0415  only a file with exits needs it
-
     try:
         parse_pool(value)
     except UsageError as error:

@@ -17,6 +17,7 @@ from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeR
 from detector.analysis.verdict import judge
 from detector.base.errors import UsageError
 from detector.base.family import Family
+from detector.base.ranges import parse_pool
 from detector.config.file import parse_duration
 from detector.conntrack.lines import KEPT_NUMBERS, Lines, Reader, blocks
 from detector.conntrack.peers import Peers, read_peers_file
@@ -24,7 +25,6 @@ from detector.conntrack.tally import Tally
 from detector.nat.files import read_rules_file
 from detector.nat.mapping import Mapping, mapping_of
 from detector.nat.model import Masquerade, RuleSet
-from detector.nat.pools import parse_pool
 from detector.terminal import show_report
 
 _STDIN = Path("-")

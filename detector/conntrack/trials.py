@@ -16,14 +16,14 @@ from numpy.typing import NDArray
 
 from detector.analysis.kernel_columns import Packed, kernel_exits, within
 from detector.base.family import Address, pack
+from detector.base.ranges import AddressRange, normalised
 from detector.conntrack.lines import Flows, as_bytes
 from detector.counts.columns import Columns
 from detector.counts.window import TRIAL_COUNTS
 from detector.daemon.counting import EXPECTED_UNIT
 from detector.kernel.tables import MAX_POOLS
 from detector.nat.mapping import Mapping, mapping_of
-from detector.nat.model import Pool, RuleSet
-from detector.nat.pools import normalised
+from detector.nat.model import RuleSet
 
 KEPT_VOTES = 1 << 18
 _CACHED = 1 << 17
@@ -99,7 +99,7 @@ class _Pooled(dict[bytes, bool]):
 
     def __init__(self, ranges: Iterable[tuple[Address, Address]]) -> None:
         super().__init__()
-        parts = normalised(Pool(first, last) for first, last in ranges)
+        parts = normalised(AddressRange(first, last) for first, last in ranges)
         ends = sorted((pack(part.first), pack(part.last)) for part in parts)
         self._firsts, self._lasts = [first for first, _ in ends], [last for _, last in ends]
 
@@ -111,7 +111,7 @@ class _Pooled(dict[bytes, bool]):
         return inside
 
 
-def guessed_pools(exits: Iterable[Address]) -> Iterator[Pool]:
+def guessed_pools(exits: Iterable[Address]) -> Iterator[AddressRange]:
     """The ranges that exits make: neighbours that are not far apart, when they fill a good part of it."""
     run: list[Address] = []
     for address in sorted(exits, key=lambda one: (one.version, int(one))):
@@ -122,9 +122,9 @@ def guessed_pools(exits: Iterable[Address]) -> Iterator[Pool]:
     yield from _pool(run)
 
 
-def _pool(run: Sequence[Address]) -> Iterator[Pool]:
+def _pool(run: Sequence[Address]) -> Iterator[AddressRange]:
     if len(run) > 1 and len(run) >= _LEAST_SHARE * (int(run[-1]) - int(run[0]) + 1):
-        yield Pool(run[0], run[-1])
+        yield AddressRange(run[0], run[-1])
 
 
 def tried(votes: Votes, ranges: Sequence[tuple[Address, Address]]) -> Columns:

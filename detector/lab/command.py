@@ -18,13 +18,12 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn
 
 from detector.base.errors import UsageError
+from detector.base.ranges import AddressRange, parse_pool
 from detector.config.model import Hook
 from detector.lab.layout import DEFAULT_POOLS, MAX_PEERS
 from detector.lab.mappings import MAPPINGS
 from detector.lab.relay import Lab
 from detector.lab.traffic import Result
-from detector.nat.model import Pool
-from detector.nat.pools import parse_pool
 
 DEFAULT_MAPPING = "persistent"
 DEFAULT_PEERS = 40
@@ -73,7 +72,7 @@ class Options:
     ruleset: Path | None = None
     peers: int = DEFAULT_PEERS
     flows: int = DEFAULT_FLOWS
-    pools: tuple[Pool, ...] = DEFAULT_POOLS
+    pools: tuple[AddressRange, ...] = DEFAULT_POOLS
     hook: Hook = "auto"
 
     @property
@@ -205,7 +204,7 @@ def run(options: Options, start: StartService, show: ShowReport, *, keep: bool) 
                 service.wait()
 
 
-def read_pools(texts: tuple[str, ...]) -> tuple[Pool, ...]:
+def read_pools(texts: tuple[str, ...]) -> tuple[AddressRange, ...]:
     """The pools that a person gave, or the default ones.
 
     Raises:

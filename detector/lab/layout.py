@@ -13,7 +13,7 @@ from ipaddress import IPv6Address, ip_address, ip_network
 
 from detector.base.errors import UsageError
 from detector.base.family import Address, Family
-from detector.nat.model import Network, Pool
+from detector.base.ranges import AddressRange, Network
 
 TUNNELS: Mapping[Family, Network] = {
     Family.IPV4: ip_network("10.64.0.0/10"),
@@ -33,8 +33,8 @@ MAX_PEERS = 9999
 
 
 DEFAULT_POOLS = (
-    Pool(ip_address("203.0.113.68"), ip_address("203.0.113.126")),
-    Pool(ip_address("2001:db8:203:113::44"), ip_address("2001:db8:203:113::7e")),
+    AddressRange(ip_address("203.0.113.68"), ip_address("203.0.113.126")),
+    AddressRange(ip_address("2001:db8:203:113::44"), ip_address("2001:db8:203:113::7e")),
 )
 
 

@@ -13,13 +13,13 @@ from ipaddress import IPv4Address, IPv6Address, summarize_address_range
 
 from detector.base.errors import UsageError
 from detector.base.family import Family
-from detector.nat.model import Network, Pool
+from detector.base.ranges import AddressRange, Network
 
 # An arbitrary number; the point is that it is written in the rules.
 SEED = 0x5EED1234
 _LARGEST_MAP = 4096
 
-Statement = Callable[[Pool], str]
+Statement = Callable[[AddressRange], str]
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,12 +40,12 @@ class Mapping:
     predictor: str | None
     statement: Statement
 
-    def ruleset(self, pools: Iterable[Pool], interface: str) -> str:
+    def ruleset(self, pools: Iterable[AddressRange], interface: str) -> str:
         """The nftables text for these pools, at most one of each family, on what leaves by `interface`."""
         return "".join(_table(pool, f'oifname "{interface}" {self.statement(pool)}') for pool in pools)
 
 
-def _table(pool: Pool, rule: str) -> str:
+def _table(pool: AddressRange, rule: str) -> str:
     return (
         f"table {_keyword(pool)} exits {{\n"
         "  chain postrouting {\n"
@@ -56,7 +56,7 @@ def _table(pool: Pool, rule: str) -> str:
     )
 
 
-def widest_network(pool: Pool) -> Network:
+def widest_network(pool: AddressRange) -> Network:
     """The largest network that lies inside a pool; the first of equals."""
     if isinstance(pool.first, IPv4Address) and isinstance(pool.last, IPv4Address):
         return min(summarize_address_range(pool.first, pool.last), key=_length)
@@ -69,7 +69,7 @@ def _length(network: Network) -> int:
     return network.prefixlen
 
 
-def _keyword(pool: Pool) -> str:
+def _keyword(pool: AddressRange) -> str:
     return "ip" if pool.family is Family.IPV4 else "ip6"
 
 
@@ -80,11 +80,11 @@ def _range(flags: str = "") -> Statement:
 def _draw(expression: str, suffix: str = "", match: str = "") -> Statement:
     """A statement that looks the exit up by a number: `expression` says where the number comes from."""
 
-    def statement(pool: Pool) -> str:
+    def statement(pool: AddressRange) -> str:
         if pool.size > _LARGEST_MAP:
             raise UsageError(f"the pool {pool} is too large to be written as a map", "take a smaller one")
         number = f"{expression.format(ip=_keyword(pool))} mod {pool.size} {suffix}".rstrip()
-        exits = ", ".join(f"{position} : {pool.address(position)}" for position in range(pool.size))
+        exits = ", ".join(f"{position} : {pool.at(position)}" for position in range(pool.size))
         return f"{match} snat to {number} map {{ {exits} }}".lstrip()
 
     return statement

@@ -21,6 +21,7 @@ from typing import Any, Self
 
 from detector.base.errors import HostError, UsageError
 from detector.base.family import Address, Family
+from detector.base.ranges import AddressRange
 from detector.lab import layout, mappings, wireguard
 from detector.lab.layout import DEFAULT_POOLS
 from detector.lab.namespaces import (
@@ -38,7 +39,6 @@ from detector.lab.traffic import Result, Sender, echo_servers, retransmissions
 from detector.lab.truth import Recording, Truth, forget, read_truth, recorded
 from detector.lab.wireguard import Peer, Remote
 from detector.lab.workload import FIRST_PORT, Flow, Workload, default_workload
-from detector.nat.model import Pool
 
 EXIT_INTERFACE = "eth0"
 _EVERYTHING = {Family.IPV4: "0.0.0.0/0", Family.IPV6: "::/0"}
@@ -98,7 +98,7 @@ class Lab:
         self,
         *,
         peers: int = 40,
-        pools: Iterable[Pool] = DEFAULT_POOLS,
+        pools: Iterable[AddressRange] = DEFAULT_POOLS,
         destinations: int = 24,
         seed: int = 1,
         user_space: bool | None = None,
@@ -106,7 +106,7 @@ class Lab:
     ) -> None:
         if not 1 <= peers <= layout.MAX_PEERS:
             raise UsageError(f"a lab has 1 to {layout.MAX_PEERS} peers, not {peers}")
-        self.pools: Mapping[Family, Pool] = {pool.family: pool for pool in pools}
+        self.pools: Mapping[Family, AddressRange] = {pool.family: pool for pool in pools}
         self.destinations = layout.destinations(destinations, seed)
         self.exit_interface = EXIT_INTERFACE
         self.seed = seed

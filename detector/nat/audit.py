@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 from enum import StrEnum
 
 from detector.base.family import Family
+from detector.base.ranges import AddressRange, normalised
 from detector.nat.model import (
     Chosen,
     FieldMap,
@@ -22,7 +23,6 @@ from detector.nat.model import (
     NatRule,
     Netmap,
     Numgen,
-    Pool,
     PortsOnly,
     RangeHash,
     RuleSet,
@@ -30,7 +30,6 @@ from detector.nat.model import (
     SymHash,
     one_to_one_rules,
 )
-from detector.nat.pools import normalised
 from detector.nat.remedy import Remedy, remedy_for
 
 _NO_REMEDY = " The rules name no second exit to share, so no other rule can be written from them: add exits."
@@ -120,8 +119,8 @@ class _Around:
 
     exclusive: frozenset[int]
     peers: Counter[Family]
-    split: dict[Family, tuple[Pool, ...]]
-    drawn: tuple[Pool, ...]
+    split: dict[Family, tuple[AddressRange, ...]]
+    drawn: tuple[AddressRange, ...]
 
     @classmethod
     def of(cls, rules: RuleSet) -> _Around:
@@ -190,7 +189,7 @@ def _judge(rule: NatRule, around: _Around) -> Judgement:
     )
 
 
-def _shared(rule: NatRule, around: _Around) -> tuple[Pool, ...]:
+def _shared(rule: NatRule, around: _Around) -> tuple[AddressRange, ...]:
     """The exits for a remedy: the rule's own; for rules to one exit each, those of all of them."""
     if not isinstance(rule.mapping, SingleAddress):
         return normalised(rule.pools)
@@ -224,7 +223,7 @@ def _find(rule: NatRule, around: _Around) -> _Finding:
             return _Finding("unknown", Severity.WARNING, Reach.UNKNOWN, None, why)
 
 
-def _range_hash(rule: NatRule, pool: Pool, persistent: bool) -> _Finding:
+def _range_hash(rule: NatRule, pool: AddressRange, persistent: bool) -> _Finding:
     bits = min(math.log2(pool.size), HASH_BITS)
     cure = _false_cure(rule)
     if persistent:

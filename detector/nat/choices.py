@@ -10,7 +10,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from detector.nat.model import Chooser, Chosen, JHash, Match, NatRule, Numgen, Pool, SingleAddress, Slot
+from detector.base.ranges import AddressRange
+from detector.nat.model import Chooser, Chosen, JHash, Match, NatRule, Numgen, SingleAddress, Slot
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,7 +19,7 @@ class _Part:
     """A rule to one address: under what, and on which numbers of which draw (None: on any)."""
 
     rule: NatRule
-    exits: Pool
+    exits: AddressRange
     others: tuple[Match, ...]
     draw: Match | None
 
@@ -68,7 +69,7 @@ def _part(rule: NatRule) -> _Part | None:
     if len(draws) > 1 or any(one.negated or not one.values for one in draws):
         return None
     others = tuple(one for one in rule.matches if one.chooser is None)
-    return _Part(rule, Pool.of(rule.mapping.address), others, draws[0] if draws else None)
+    return _Part(rule, AddressRange.of(rule.mapping.address), others, draws[0] if draws else None)
 
 
 def _same_draw(one: Match, other: Match) -> bool:
@@ -121,7 +122,7 @@ def _cases(parts: Sequence[_Part], chooser: Chooser) -> Chosen | None:
     return Chosen(chooser, tuple(slots))
 
 
-def _filled(slots: Sequence[Slot], chooser: Chooser, rest: Pool) -> list[Slot]:
+def _filled(slots: Sequence[Slot], chooser: Chooser, rest: AddressRange) -> list[Slot]:
     """The slots, and `rest` on every number between and after them."""
     filled: list[Slot] = []
     following = chooser.offset

@@ -15,6 +15,7 @@ from ipaddress import ip_address, ip_network
 
 from detector.base.errors import UsageError
 from detector.base.family import Family
+from detector.base.ranges import AddressRange
 from detector.nat.model import (
     Mapping,
     Masquerade,
@@ -23,7 +24,6 @@ from detector.nat.model import (
     NetmapPair,
     Numgen,
     NumgenMode,
-    Pool,
     PortsOnly,
     RangeHash,
     RuleSet,
@@ -273,13 +273,13 @@ def _statistic(options: dict[str, _Option]) -> Match:
     raise Unreadable("its statistic has no shape that iptables prints")
 
 
-def _network(text: str) -> Pool:
-    return Pool.of(ip_network(text, strict=False))
+def _network(text: str) -> AddressRange:
+    return AddressRange.of(ip_network(text, strict=False))
 
 
-def _range(values: tuple[str, ...]) -> Pool:
+def _range(values: tuple[str, ...]) -> AddressRange:
     first, _, last = "".join(values).partition("-")
-    return Pool(ip_address(first), ip_address(last or first))
+    return AddressRange(ip_address(first), ip_address(last or first))
 
 
 def _action(options: list[_Option], block: _Block) -> Action | None:

@@ -9,10 +9,11 @@ from typing import Any
 
 from detector import predictors
 from detector.base.family import Address, Family
+from detector.base.ranges import AddressRange, parse_pool
 from detector.config.model import Config
 from detector.nat.live import read_live
-from detector.nat.model import Chosen, JHash, NatRule, Pool, RangeHash, RuleSet, one_to_one_rules
-from detector.nat.pools import ExitPool, effective_pools, parse_pool
+from detector.nat.model import Chosen, JHash, NatRule, RangeHash, RuleSet, one_to_one_rules
+from detector.nat.pools import ExitPool, effective_pools
 from detector.wireguard.model import AllowedIp
 
 # Exits by predictor, one for each pool of the family.
@@ -91,7 +92,7 @@ def read_mapping(config: Config) -> Mapping:
     return mapping_of(read_live(), [parse_pool(text) for text in config.exits])
 
 
-def mapping_of(rules: RuleSet, configured: Sequence[Pool]) -> Mapping:
+def mapping_of(rules: RuleSet, configured: Sequence[AddressRange]) -> Mapping:
     """The mapping that these rules and the configured pools make."""
     pools = effective_pools(rules, configured)
     hashed = [rule.mapping.pool for rule in rules.rules if isinstance(rule.mapping, RangeHash)]

@@ -12,102 +12,12 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from enum import StrEnum
-from ipaddress import IPv4Address, IPv4Network, IPv6Network
 
 from detector.base.family import Address, Family, family_of
-
-Network = IPv4Network | IPv6Network
-
-
-@dataclass(frozen=True, slots=True)
-class Pool:
-    """A contiguous range of addresses, `first` to `last`, both included.
-
-    Raises:
-        ValueError: the two are of different families, or `last` comes before `first`.
-    """
-
-    first: Address
-    last: Address
-
-    def __post_init__(self) -> None:
-        if self.first.version != self.last.version:
-            raise ValueError("the ends of a pool are of different families")
-        if int(self.last) < int(self.first):
-            raise ValueError("the last address of a pool comes before its first")
-
-    @classmethod
-    def of(cls, what: Address | Network) -> Pool:
-        """The pool that is one address, or all addresses of a network."""
-        if isinstance(what, IPv4Network | IPv6Network):
-            return cls(what.network_address, what.broadcast_address)
-        return cls(what, what)
-
-    @property
-    def family(self) -> Family:
-        """The family of its addresses."""
-        return family_of(self.first)
-
-    @property
-    def size(self) -> int:
-        """How many addresses it holds (up to 2^128)."""
-        return int(self.last) - int(self.first) + 1
-
-    @property
-    def single(self) -> bool:
-        """Whether it is one address."""
-        return self.first == self.last
-
-    def __contains__(self, address: Address) -> bool:
-        return address.version == self.first.version and int(self.first) <= int(address) <= int(self.last)
-
-    def overlaps(self, other: Pool) -> bool:
-        """Whether the two share an address."""
-        return (
-            self.first.version == other.first.version
-            and int(self.first) <= int(other.last)
-            and int(other.first) <= int(self.last)
-        )
-
-    def address(self, index: int) -> Address:
-        """The address at position `index`, 0 being the first.
-
-        Raises:
-            IndexError: the pool is smaller.
-        """
-        if not 0 <= index < self.size:
-            raise IndexError("pool index out of range")
-        return type(self.first)(int(self.first) + index)
-
-    def index(self, address: Address) -> int:
-        """The position of an address.
-
-        Raises:
-            ValueError: it is not of this pool.
-        """
-        if address not in self:
-            raise ValueError("address is not of this pool")
-        return int(address) - int(self.first)
-
-    def addresses(self) -> Iterator[Address]:
-        """Every address, in order; mind the `size` of an IPv6 pool."""
-        kind = type(self.first)
-        return (kind(number) for number in range(int(self.first), int(self.last) + 1))
-
-    def network(self) -> Network | None:
-        """The prefix that is exactly this pool, or None."""
-        bits = self.first.max_prefixlen - (self.size - 1).bit_length()
-        if self.size & (self.size - 1) or int(self.first) % self.size:
-            return None
-        if isinstance(self.first, IPv4Address):
-            return IPv4Network((int(self.first), bits))
-        return IPv6Network((int(self.first), bits))
-
-    def __str__(self) -> str:
-        return str(self.first) if self.single else f"{self.first}-{self.last}"
+from detector.base.ranges import AddressRange
 
 
 @dataclass(frozen=True, slots=True)
@@ -184,18 +94,18 @@ class Slot:
 
     first: int
     last: int
-    exits: Pool
+    exits: AddressRange
 
 
 @dataclass(frozen=True, slots=True)
 class RangeHash:
     """``snat to A-B``: the kernel's own hash of source and destination (docs/leak-modes.md §2)."""
 
-    pool: Pool
+    pool: AddressRange
     persistent: bool
 
     @property
-    def pools(self) -> tuple[Pool, ...]:
+    def pools(self) -> tuple[AddressRange, ...]:
         """The pools that exits come from."""
         return (self.pool,)
 
@@ -207,9 +117,9 @@ class SingleAddress:
     address: Address
 
     @property
-    def pools(self) -> tuple[Pool, ...]:
+    def pools(self) -> tuple[AddressRange, ...]:
         """The pools that exits come from."""
-        return (Pool.of(self.address),)
+        return (AddressRange.of(self.address),)
 
 
 @dataclass(frozen=True, slots=True)
@@ -217,7 +127,7 @@ class Masquerade:
     """The address of the outgoing interface: one exit, which the rules do not name."""
 
     @property
-    def pools(self) -> tuple[Pool, ...]:
+    def pools(self) -> tuple[AddressRange, ...]:
         """None: the address is the interface's."""
         return ()
 
@@ -227,7 +137,7 @@ class PortsOnly:
     """``snat to :P-Q``: ports are translated, the source address stays."""
 
     @property
-    def pools(self) -> tuple[Pool, ...]:
+    def pools(self) -> tuple[AddressRange, ...]:
         """None."""
         return ()
 
@@ -236,8 +146,8 @@ class PortsOnly:
 class NetmapPair:
     """Sources (None: any) whose host bits are kept under the prefix `exits`."""
 
-    source: Pool | None = field(repr=False)
-    exits: Pool
+    source: AddressRange | None = field(repr=False)
+    exits: AddressRange
 
 
 @dataclass(frozen=True, slots=True)
@@ -247,7 +157,7 @@ class Netmap:
     pairs: tuple[NetmapPair, ...]
 
     @property
-    def pools(self) -> tuple[Pool, ...]:
+    def pools(self) -> tuple[AddressRange, ...]:
         """The pools that exits come from."""
         return _unique(pair.exits for pair in self.pairs)
 
@@ -267,11 +177,11 @@ class Chosen:
     persistent: bool = False
 
     @property
-    def pools(self) -> tuple[Pool, ...]:
+    def pools(self) -> tuple[AddressRange, ...]:
         """The pools that exits come from, in the order of the numbers."""
         return _unique(slot.exits for slot in self.slots)
 
-    def exits_of(self, number: int) -> Pool | None:
+    def exits_of(self, number: int) -> AddressRange | None:
         """What a number of the chooser (offset included) stands for."""
         return next((slot.exits for slot in self.slots if slot.first <= number <= slot.last), None)
 
@@ -300,8 +210,8 @@ class MapEntry:
     """One element of a map: the value of each field as written, the source among them, the exits."""
 
     key: tuple[str, ...] = field(repr=False)
-    source: Pool | None = field(repr=False)
-    exits: Pool
+    source: AddressRange | None = field(repr=False)
+    exits: AddressRange
 
 
 @dataclass(frozen=True, slots=True)
@@ -313,7 +223,7 @@ class FieldMap:
     persistent: bool = False
 
     @property
-    def pools(self) -> tuple[Pool, ...]:
+    def pools(self) -> tuple[AddressRange, ...]:
         """The pools that exits come from, in the order of the map."""
         return _unique(entry.exits for entry in self.entries)
 
@@ -327,7 +237,7 @@ class FieldMap:
         """Whether each exit belongs to one source address alone."""
         if not self.by_source or any(one.mask is not None for one in self.fields):
             return False
-        owner: dict[Pool, Pool] = {}
+        owner: dict[AddressRange, AddressRange] = {}
         return all(
             entry.source is not None
             and entry.source.single
@@ -387,7 +297,7 @@ class Match:
     values: tuple[str, ...] = field(default=(), repr=False)
     negated: bool = False
     chooser: Chooser | None = None
-    sources: tuple[Pool, ...] = field(default=(), repr=False)
+    sources: tuple[AddressRange, ...] = field(default=(), repr=False)
     unclear: str = ""
     origin: Where | None = None
 
@@ -428,7 +338,7 @@ class NatRule:
     depth: int = 0
 
     @property
-    def pools(self) -> tuple[Pool, ...]:
+    def pools(self) -> tuple[AddressRange, ...]:
         """The pools that exits come from."""
         return self.mapping.pools
 
@@ -454,7 +364,7 @@ class NatRule:
         return not self.flags & {"random", "fully-random"}
 
     @property
-    def sources(self) -> tuple[Pool, ...] | None:
+    def sources(self) -> tuple[AddressRange, ...] | None:
         """The source addresses that its conditions name, None for any."""
         named = [one.sources for one in self.matches if one.sources and not one.negated]
         return named[-1] if named else None
@@ -509,7 +419,7 @@ class RuleSet:
 def one_to_one_rules(rules: RuleSet) -> tuple[NatRule, ...]:
     """The rules that give a peer an exit of its own: one-to-one maps, and rules for one source each."""
     named = Counter(pool for rule in rules.rules for pool in set(rule.pools) if not rule.is_one_pair)
-    sources: dict[Pool, set[Pool]] = {}
+    sources: dict[AddressRange, set[AddressRange]] = {}
     for rule in rules.rules:
         if rule.is_one_pair and rule.sources:
             sources.setdefault(rule.pools[0], set()).add(rule.sources[0])
@@ -522,7 +432,7 @@ def one_to_one_rules(rules: RuleSet) -> tuple[NatRule, ...]:
     return tuple(rule for rule in rules.rules if _is_one_to_one(rule, alone))
 
 
-def _is_one_to_one(rule: NatRule, alone: set[Pool]) -> bool:
+def _is_one_to_one(rule: NatRule, alone: set[AddressRange]) -> bool:
     if isinstance(rule.mapping, FieldMap):
         return rule.mapping.one_to_one and bool(rule.mapping.entries)
     return rule.is_one_pair and rule.pools[0] in alone
@@ -553,5 +463,5 @@ def _digest(what: object) -> str:
     return hashlib.sha256(repr(what).encode("utf-8", "backslashreplace")).hexdigest()[:16]
 
 
-def _unique(pools: Iterable[Pool]) -> tuple[Pool, ...]:
+def _unique(pools: Iterable[AddressRange]) -> tuple[AddressRange, ...]:
     return tuple(dict.fromkeys(pools))

@@ -8,6 +8,7 @@ from ipaddress import ip_address, ip_network
 from typing import NoReturn
 
 from detector.base.family import Address
+from detector.base.ranges import AddressRange
 from detector.nat.model import (
     Chooser,
     Chosen,
@@ -21,7 +22,6 @@ from detector.nat.model import (
     NetmapPair,
     Numgen,
     NumgenMode,
-    Pool,
     PortsOnly,
     RangeHash,
     SingleAddress,
@@ -77,7 +77,7 @@ def mapping_of(statement: str, body: Json, maps: Maps) -> tuple[Mapping, frozens
     return SingleAddress(pool.first) if pool.single else RangeHash(pool, "persistent" in kept), kept
 
 
-def pool_of(value: Json) -> Pool:
+def pool_of(value: Json) -> AddressRange:
     """The addresses that ``"A"``, ``{"range": [A, B]}`` or ``{"prefix": ...}`` means.
 
     Raises:
@@ -86,11 +86,11 @@ def pool_of(value: Json) -> Pool:
     try:
         match value:
             case str():
-                return Pool.of(ip_address(value.strip("[]")))
+                return AddressRange.of(ip_address(value.strip("[]")))
             case {"range": [str(first), str(last)]}:
-                return Pool(ip_address(first), ip_address(last))
+                return AddressRange(ip_address(first), ip_address(last))
             case {"prefix": {"addr": str(address), "len": int(length)}}:
-                return Pool.of(ip_network(f"{address}/{length}", strict=False))
+                return AddressRange.of(ip_network(f"{address}/{length}", strict=False))
             case {"elem": {"val": inner}}:
                 return pool_of(inner)
             case {"concat": [address, *_]}:

@@ -20,7 +20,8 @@ from typing import Any
 
 from detector.base.errors import UsageError
 from detector.base.family import Family, family_of
-from detector.nat.model import Chosen, FieldMap, JHash, Match, Pool, RuleSet, Where
+from detector.base.ranges import AddressRange
+from detector.nat.model import Chosen, FieldMap, JHash, Match, RuleSet, Where
 from detector.nat.nft_exits import (
     Unreadable,
     chooser_of,
@@ -338,7 +339,7 @@ def _values(right: Json, table: _Table) -> list[Json]:
     return [right]
 
 
-def _sources(left: Json, values: Iterable[Json]) -> tuple[Pool, ...]:
+def _sources(left: Json, values: Iterable[Json]) -> tuple[AddressRange, ...]:
     """The source addresses among the values of a condition; none when it is about something else."""
     if show(left) not in {"ip saddr", "ip6 saddr"}:
         return ()

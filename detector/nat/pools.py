@@ -5,40 +5,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from ipaddress import ip_address, ip_network
 
-from detector.base.errors import UsageError
 from detector.base.family import Address, Family
-from detector.nat.model import FieldMap, NatRule, Netmap, Pool, RuleSet, SingleAddress
-
-EXPECTED = "an address (203.0.113.68), a range (203.0.113.68-203.0.113.126) or a prefix (2001:db8::/64)"
-
-
-def parse_pool(text: str) -> Pool:
-    """The pool that a person wrote: ``A``, ``A-B`` or ``A/len``.
-
-    Raises:
-        UsageError: names the value and what is expected instead.
-    """
-    first, dash, last = (part.strip() for part in text.partition("-"))
-    try:
-        if dash:
-            return _range(text, first, last)
-        if "/" in first:
-            return Pool.of(ip_network(first))
-        return Pool.of(ip_address(first))
-    except ValueError as error:
-        why = f" ({error})" if "host bits" in str(error) else ""
-        raise UsageError(f"{text!r} is not an exit pool{why}", f"expected {EXPECTED}") from error
-
-
-def _range(text: str, first: str, last: str) -> Pool:
-    low, high = ip_address(first), ip_address(last)
-    if low.version != high.version:
-        raise UsageError(f"the range {text!r} mixes IPv4 and IPv6", f"expected {EXPECTED}")
-    if int(high) < int(low):
-        raise UsageError(f"the range {text!r} is inverted", f"write {last}-{first} if that is what you mean")
-    return Pool(low, high)
+from detector.base.ranges import AddressRange, normalised
+from detector.nat.model import FieldMap, NatRule, Netmap, RuleSet, SingleAddress
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +20,7 @@ class ExitPool:
         origin: ``configuration``, or the rules' places for people and logs.
     """
 
-    ranges: tuple[Pool, ...]
+    ranges: tuple[AddressRange, ...]
     origin: str
 
     @property
@@ -67,19 +37,7 @@ class ExitPool:
         return any(address in one for one in self.ranges)
 
 
-def normalised(pools: Iterable[Pool]) -> tuple[Pool, ...]:
-    """The same addresses as disjoint, ascending ranges that do not touch; IPv4 first."""
-    merged: list[Pool] = []
-    for pool in sorted(pools, key=lambda one: (one.first.version, int(one.first), int(one.last))):
-        before = merged[-1] if merged else None
-        if before and before.family == pool.family and int(pool.first) <= int(before.last) + 1:
-            merged[-1] = Pool(before.first, max(before.last, pool.last, key=int))
-        else:
-            merged.append(pool)
-    return tuple(merged)
-
-
-def effective_pools(rules: RuleSet, configured: Sequence[Pool] = ()) -> tuple[ExitPool, ...]:
+def effective_pools(rules: RuleSet, configured: Sequence[AddressRange] = ()) -> tuple[ExitPool, ...]:
     """The exit pools of this relay, pairwise disjoint, IPv4 first.
 
     Configured pools win over the rules of their family. A pool of the rules is what one mapping chooses

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from detector.base.family import Family
+from detector.base.ranges import AddressRange, normalised
 from detector.nat.model import (
     Chosen,
     FieldMap,
@@ -16,10 +17,8 @@ from detector.nat.model import (
     NatRule,
     Netmap,
     NetmapPair,
-    Pool,
     RangeHash,
 )
-from detector.nat.pools import normalised
 
 LARGEST_MAP = 1024
 """Exits up to which all of a pool are written."""
@@ -61,7 +60,7 @@ _BY_SITE = (
 _FRESH = "Each flow draws its exit: nothing to recognise. Sites that tie a login to an address may ask again."
 
 
-def remedy_for(rule: NatRule, exits: Sequence[Pool]) -> Remedy | None:
+def remedy_for(rule: NatRule, exits: Sequence[AddressRange]) -> Remedy | None:
     """What to write instead of a rule.
 
     Args:
@@ -102,7 +101,7 @@ def _is_by_site(rule: NatRule) -> bool:
     return ranges and "persistent" not in rule.flags
 
 
-def _spread(pools: Sequence[Pool]) -> list[str]:
+def _spread(pools: Sequence[AddressRange]) -> list[str]:
     """The addresses of the pools, or `MAX_EXITS` of too many, evenly spread."""
     size = sum(pool.size for pool in pools)
     wanted = size if size <= LARGEST_MAP else MAX_EXITS
@@ -112,7 +111,7 @@ def _spread(pools: Sequence[Pool]) -> list[str]:
     for position in positions:
         while position - base >= left[0].size:
             base += left.pop(0).size
-        made.append(str(left[0].address(position - base)))
+        made.append(str(left[0].at(position - base)))
     return made
 
 
@@ -162,7 +161,7 @@ def _any_of(values: Sequence[str]) -> str:
     return values[0] if len(values) == 1 else "{ " + ", ".join(values) + " }"
 
 
-def _short(pool: Pool) -> str:
+def _short(pool: AddressRange) -> str:
     """A pool as a prefix where it is one."""
     network = None if pool.single else pool.network()
     return str(network or pool)

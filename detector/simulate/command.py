@@ -13,7 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from detector.base.errors import UsageError
-from detector.nat.pools import parse_pool
+from detector.base.ranges import parse_pool
 from detector.simulate.linkage import After, Linkage, linkage
 from detector.simulate.mappings import MAPPINGS, Mapping, find
 from detector.simulate.plot import picture

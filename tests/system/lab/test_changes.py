@@ -10,10 +10,10 @@ import pytest
 
 from detector.analysis.changes import Change, Outcome
 from detector.base.family import Family
+from detector.base.ranges import AddressRange
 from detector.lab.layout import DEFAULT_POOLS
 from detector.lab.mappings import find
 from detector.lab.relay import Lab
-from detector.nat.model import Pool
 from detector.publish.snapshot import status
 from tests.system.service.stepping import Stepped, allow, stepped
 
@@ -50,7 +50,7 @@ def use(lab: Lab, both: Stepped) -> None:
     both.step()
 
 
-def changed(lab: Lab, both: Stepped, mapping: str, pools: tuple[Pool, ...] = DEFAULT_POOLS) -> Change:
+def changed(lab: Lab, both: Stepped, mapping: str, pools: tuple[AddressRange, ...] = DEFAULT_POOLS) -> Change:
     """What loading these rules did, and that it did the same in both families."""
     epoch = both.aggregator.snapshot.epoch
     lab.apply_text(find(mapping).ruleset(pools, lab.exit_interface))
@@ -61,9 +61,9 @@ def changed(lab: Lab, both: Stepped, mapping: str, pools: tuple[Pool, ...] = DEF
     return change[Family.IPV4]
 
 
-def moved(step: int) -> tuple[Pool, ...]:
+def moved(step: int) -> tuple[AddressRange, ...]:
     """The lab's pools, begun so many addresses later."""
-    return tuple(Pool(pool.first + step, pool.last + step) for pool in DEFAULT_POOLS)
+    return tuple(AddressRange(pool.first + step, pool.last + step) for pool in DEFAULT_POOLS)
 
 
 def test_each_change_of_the_rules_is_told(lab: Lab, both: Stepped) -> None:

@@ -17,12 +17,12 @@ import pytest
 from click.testing import CliRunner
 
 from detector.base.family import Address, Family
+from detector.base.ranges import AddressRange
 from detector.cli import main
 from detector.lab.layout import DEFAULT_POOLS
 from detector.lab.mappings import find
 from detector.lab.relay import EXIT_INTERFACE, Lab
 from detector.lab.workload import Flow, Planner
-from detector.nat.model import Pool
 from tests.system.service.stepping import stepped
 
 pytestmark = [
@@ -63,7 +63,7 @@ def lab() -> Iterator[Lab]:
 def see(lab: Lab, tmp_path: Path) -> Callable[..., Seen]:
     """Send phases of flows through these rules; the report of the live tables and that of the recording."""
 
-    def judged(rules: str, phases: Phases, pause: float = 0.0, pools: Iterable[Pool] = ()) -> Seen:
+    def judged(rules: str, phases: Phases, pause: float = 0.0, pools: Iterable[AddressRange] = ()) -> Seen:
         recording, listed, peers = (tmp_path / name for name in ("events", "rules", "peers"))
         exits = tuple(map(str, pools))
         lab.forget()
@@ -105,15 +105,15 @@ def chain(family: Family, *rules: str, head: str = "") -> str:
     )
 
 
-def listed(pool: Pool) -> str:
+def listed(pool: AddressRange) -> str:
     """A map from numbers to the exits of a pool."""
     return "{ " + ", ".join(f"{at} : {exit_}" for at, exit_ in enumerate(pool.addresses())) + " }"
 
 
-def part(family: Family, start: int, size: int) -> Pool:
+def part(family: Family, start: int, size: int) -> AddressRange:
     """A piece of the lab's pool."""
     pool = POOL[family]
-    return Pool(pool.address(start), pool.address(start + size - 1))
+    return AddressRange(pool.at(start), pool.at(start + size - 1))
 
 
 def visits(rounds: int, times: int = 1, families: Sequence[Family] = tuple(Family)) -> Phases:
@@ -164,7 +164,7 @@ def test_half_of_the_peers_on_a_leaking_rule(lab: Lab, see: Callable[..., Seen])
 
 def test_five_peers_and_three_flows_are_enough(see: Callable[..., Seen]) -> None:
     """Five peers with three flows each on sixty exits that follow the kernel's hash are no accident."""
-    pools = tuple(Pool(pool.first, pool.first + 59) for pool in DEFAULT_POOLS)
+    pools = tuple(AddressRange(pool.first, pool.first + 59) for pool in DEFAULT_POOLS)
     flows = [flow for flow in visits(3, 0)[0] if flow.peer < 5]
     for report in see(find("persistent").ruleset(pools, EXIT_INTERFACE), [flows]):
         assert found(report) == ("predictable", "kernel_persistent"), report["why"]

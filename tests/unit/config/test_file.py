@@ -209,7 +209,6 @@ def test_a_file_that_is_not_there(tmp_path: Path) -> None:
 
 def test_exits(tmp_path: Path) -> None:
     """Exits stay as they are written, and an inverted range is named with its place."""
-    pytest.importorskip("detector.nat.pools")
     text = "exits: [203.0.113.68-203.0.113.126, 2001:db8::/120]"
     assert load(tmp_path, text).exits == ("203.0.113.68-203.0.113.126", "2001:db8::/120")
     (line,) = problems(tmp_path, "exits:\n- 203.0.113.126-203.0.113.68\n")

@@ -15,18 +15,19 @@ from hypothesis import strategies as st
 from detector.analysis.observation import Observation
 from detector.analysis.verdict import judge
 from detector.base.family import Family, pack
+from detector.base.ranges import AddressRange
 from detector.conntrack import tally as tally_module
 from detector.conntrack.lines import Reader, blocks
 from detector.conntrack.peers import Peers
 from detector.conntrack.tally import Tally
 from detector.nat.mapping import Mapping, mapping_of
-from detector.nat.model import Pool, RuleSet
+from detector.nat.model import RuleSet
 from detector.predictors.kernel_hash import kernel_exit
 from detector.wireguard.model import AllowedIp
 from tests.unit.conntrack.listings import FIRST, FIRST6, LAST, LAST6, Flow, entry, event, flows, text
 
 GAP = 600.0
-MAPPING = mapping_of(RuleSet(), [Pool(FIRST, LAST), Pool(FIRST6, LAST6)])
+MAPPING = mapping_of(RuleSet(), [AddressRange(FIRST, LAST), AddressRange(FIRST6, LAST6)])
 
 
 def counted(
@@ -234,7 +235,7 @@ def test_bent_lines_end_in_a_report(lines: list[str], mapping: Mapping | None, l
 
 def test_many_ranges_cost_no_more() -> None:
     """Whether an exit is in a pool is looked up, also among thousands of ranges."""
-    many = [Pool.of(FIRST + 2 * step) for step in range(3000)]
+    many = [AddressRange.of(FIRST + 2 * step) for step in range(3000)]
     made = flows(peers=2)
     observation = counted([text([event(flow) for flow in made])], mapping_of(RuleSet(), many), Peers([]))[0]
     pooled = sum((int(flow.exit) - int(FIRST)) % 2 == 0 for flow in made)

@@ -7,10 +7,10 @@ import pytest
 
 from detector.base.errors import UsageError
 from detector.base.family import Family
+from detector.base.ranges import parse_pool
 from detector.lab import layout
 from detector.lab.layout import DEFAULT_POOLS
 from detector.lab.mappings import MAPPINGS, find
-from detector.nat.pools import parse_pool
 
 
 def test_the_named_mappings_are_those_of_the_command() -> None:

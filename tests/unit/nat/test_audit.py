@@ -14,14 +14,14 @@ import pytest
 from click.testing import CliRunner
 
 from detector.base.family import Family
+from detector.base.ranges import AddressRange, parse_pool
 from detector.lab.mappings import MAPPINGS
 from detector.nat.audit import Judgement, Reach, Severity, audit
 from detector.nat.audit_command import audit_command
 from detector.nat.files import read_rules_text
 from detector.nat.iptables import read_iptables_save
-from detector.nat.model import NatRule, Pool, RangeHash, Where, rule_set
+from detector.nat.model import NatRule, RangeHash, Where, rule_set
 from detector.nat.nftables import read_nft_json
-from detector.nat.pools import parse_pool
 
 FIXTURES = Path(__file__).parent / "fixtures"
 ZOO = audit(read_nft_json((FIXTURES / "zoo.json").read_text()))
@@ -231,7 +231,7 @@ def test_a_missing_file_is_one_line(tmp_path: Path) -> None:
 
 def test_bits_of_a_small_range() -> None:
     """Two exits are one bit."""
-    pool = Pool(ip_address("203.0.113.1"), ip_address("203.0.113.2"))
+    pool = AddressRange(ip_address("203.0.113.1"), ip_address("203.0.113.2"))
     where = Where("nftables", "ip", "nat", "post", 1)
     rule = NatRule(frozenset({Family.IPV4}), where, "snat to ...", (), RangeHash(pool, persistent=True))
     assert [one.bits for one in audit(rule_set([rule], []))] == [1.0]

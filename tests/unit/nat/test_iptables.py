@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 
 from detector.base.errors import UsageError
 from detector.base.family import Family
+from detector.base.ranges import parse_pool
 from detector.nat.iptables import nat_families, read_iptables_save
 from detector.nat.model import (
     Mapping,
@@ -29,7 +30,6 @@ from detector.nat.model import (
     RuleSet,
     SingleAddress,
 )
-from detector.nat.pools import parse_pool
 
 FIXTURES = Path(__file__).parent / "fixtures"
 NFT = (FIXTURES / "zoo.iptables-nft").read_text()

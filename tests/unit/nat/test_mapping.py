@@ -11,13 +11,13 @@ from ipaddress import ip_address
 import pytest
 
 from detector.base.family import Address, Family
+from detector.base.ranges import parse_pool
 from detector.counts.observing import PoolRanges
 from detector.lab.layout import DEFAULT_POOLS
 from detector.lab.mappings import MAPPINGS
 from detector.nat.mapping import Mapping, mapping_of
 from detector.nat.model import RuleSet
 from detector.nat.nftables import read_nft_json
-from detector.nat.pools import parse_pool
 from detector.predictors.kernel_hash import kernel_exit
 from detector.wireguard.model import AllowedIp
 

@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 
 from detector.base.errors import UsageError
 from detector.base.family import Family
+from detector.base.ranges import AddressRange
 from detector.nat.model import (
     Chosen,
     Field,
@@ -28,7 +29,6 @@ from detector.nat.model import (
     Netmap,
     Numgen,
     NumgenMode,
-    Pool,
     PortsOnly,
     RangeHash,
     RuleSet,
@@ -39,12 +39,12 @@ from detector.nat.nftables import needs_outline, read_nft_json
 
 FIXTURES = Path(__file__).parent / "fixtures"
 ZOO = (FIXTURES / "zoo.json").read_text()
-EXITS = Pool(ip_address("203.0.113.68"), ip_address("203.0.113.126"))
+EXITS = AddressRange(ip_address("203.0.113.68"), ip_address("203.0.113.126"))
 
 
-def pool(first: str, last: str = "") -> Pool:
+def pool(first: str, last: str = "") -> AddressRange:
     """A pool from text."""
-    return Pool(ip_address(first), ip_address(last or first))
+    return AddressRange(ip_address(first), ip_address(last or first))
 
 
 @pytest.fixture(scope="module")
