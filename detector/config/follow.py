@@ -9,11 +9,11 @@ from __future__ import annotations
 
 import json
 import subprocess
-import sys
 from collections.abc import Mapping
 from typing import Any
 
 from detector.base.errors import UsageError
+from detector.base.interpreter import module_command
 from detector.config.model import Config
 from detector.config.tls import Mark, marks_of
 
@@ -57,7 +57,7 @@ class WebFollower:
 
     def _read(self) -> str:
         guarded = "guarded" if self._guarded else "open"
-        command = [sys.executable, "-I", "-m", "detector.config.web", self._path, guarded]
+        command = module_command("detector.config.web", self._path, guarded)
         try:
             done = subprocess.run(
                 command,

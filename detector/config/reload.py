@@ -11,7 +11,6 @@ import contextlib
 import os
 import signal
 import subprocess
-import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
@@ -19,6 +18,7 @@ from types import FrameType
 from typing import Any
 
 from detector.base.errors import EXIT_USAGE, UsageError
+from detector.base.interpreter import module_command
 from detector.config.model import Config
 
 LIVE = (
@@ -93,7 +93,7 @@ def read_config(path: Path) -> Config:
     Raises:
         UsageError: the file is not accepted.
     """
-    command = [sys.executable, "-I", "-m", "detector.config.command", str(path)]
+    command = module_command("detector.config.command", str(path))
     try:
         done = subprocess.run(
             command, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=_PATIENCE, check=False

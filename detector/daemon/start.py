@@ -21,6 +21,7 @@ from typing import Any, NoReturn
 
 from detector import logs
 from detector.base.errors import HostError, UsageError
+from detector.base.interpreter import module_command
 from detector.config.model import Config
 from detector.config.tls import Mark
 from detector.daemon import privileges
@@ -35,9 +36,6 @@ _log = get_logger()
 _CONNTRACK = Path("/proc/sys/net/netfilter/nf_conntrack_max")
 _FALLBACK_USER = "nobody"
 _PATIENCE = 1.0  # seconds between two looks at what is waited for
-
-# -I: neither the environment nor the current folder decides what a process of root's imports.
-PYTHON = (sys.executable, "-I", "-m")
 
 # For glibc: give the memory of a cycle back when it is over (mallopt(3)); 14 MB less with 100,000 pairs.
 FRUGAL = {"MALLOC_ARENA_MAX": "1", "MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"}
@@ -164,7 +162,7 @@ def _start_aggregator(
         *(end for end in (listener, inspector) if end is not None),
         *maps.values(),
     ]
-    command = [*PYTHON, "detector.daemon.aggregator", str(spec)]
+    command = module_command("detector.daemon.aggregator", str(spec))
     child = subprocess.Popen(command, pass_fds=passed, stdin=subprocess.DEVNULL, env=os.environ | FRUGAL)
     os.close(spec)
     return child.pid
@@ -180,7 +178,8 @@ def _become_sensor(
     for descriptor in (spec, channel.fileno(), *maps.values()):
         os.set_inheritable(descriptor, True)
     sys.stderr.flush()
-    os.execve(sys.executable, [*PYTHON, "detector.daemon.sensor", str(spec)], os.environ | FRUGAL)  # noqa: S606
+    command = module_command("detector.daemon.sensor", str(spec))
+    os.execve(command[0], command, os.environ | FRUGAL)  # noqa: S606
 
 
 __all__ = ["run"]

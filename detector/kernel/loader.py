@@ -25,6 +25,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from detector.base.errors import ExitprintError, HostError
+from detector.base.interpreter import module_command
 from detector.config.model import Tables
 from detector.kernel import bpf, btf, source
 from detector.kernel.binding import load_bcc
@@ -80,7 +81,7 @@ def load(hook: str, sizes: Tables, session_gap: float) -> Loaded:
     """
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     request = json.dumps({"hook": hook, "sizes": asdict(sizes), "session_gap": session_gap})
-    command = [sys.executable, "-I", "-m", "detector.kernel.loader", str(theirs.fileno()), request]
+    command = module_command("detector.kernel.loader", str(theirs.fileno()), request)
     with ours:
         with theirs:
             child = subprocess.Popen(command, pass_fds=[theirs.fileno()], stdin=subprocess.DEVNULL)

@@ -7,7 +7,6 @@ import json
 import math
 import socket
 import subprocess
-import sys
 import tempfile
 import time
 import urllib.request
@@ -19,6 +18,7 @@ from typing import Any, Protocol
 import yaml
 
 from detector.base.errors import HostError, NotYet
+from detector.base.interpreter import module_command
 from detector.config.model import Hook, Listen
 from detector.lab.namespaces import Namespace
 from detector.publish.inspect import socket as inspect
@@ -172,7 +172,7 @@ def launched(
         }
         path = folder / "exitprint.yml"
         path.write_text(yaml.safe_dump(config | keys))
-        command = [sys.executable, "-I", "-m", "detector", "run", "--config", str(path)]
+        command = module_command("detector", "run", "--config", str(path))
         with (folder / "log").open("wb") as log:
             process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
         service = LabService(process, folder, listen)
