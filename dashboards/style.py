@@ -44,7 +44,7 @@ from grafana_foundation_sdk.models.dashboard import (
 )
 from grafana_foundation_sdk.models.prometheus import PromQueryFormat
 
-from detector.analysis.report import LEAKS, VERDICTS, Verdict
+from detector.base.verdicts import RANKED, VERDICT_WORDS, Verdict
 
 SOURCE = DataSourceRef("prometheus", "${datasource}")
 RUNBOOKS = "https://runbooks.example.net/exitprint"
@@ -68,8 +68,7 @@ COLOURS = {
     Verdict.UNLINKABLE: "green",
 }
 # As relay:exitprint_verdict:worst has them: unknown comes after the leaks.
-WORST_FIRST = (*LEAKS, Verdict.UNKNOWN, *VERDICTS[len(LEAKS) : -1])
-RANKS = {verdict: len(WORST_FIRST) - place for place, verdict in enumerate(WORST_FIRST)}
+RANKS = {verdict: VERDICT_WORDS[verdict].rank for verdict in RANKED}
 RANK_STEPS: Steps = {
     None: "green",
     2: "light-green",

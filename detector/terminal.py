@@ -11,24 +11,28 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
+from detector.base.family import Family
+from detector.base.verdicts import CONTRAST_WORDS, Severity, words_of
+
 Report = Mapping[str, Any]
 
-STYLES = {
-    "predictable": "bold red",
-    "exclusive": "bold red",
-    "pinned": "yellow",
-    "destination_linked": "yellow",
-    "session_sticky": "cyan",
-    "single_exit": "green",
-    "unlinkable": "green",
-    "unknown": "magenta",
+_STYLES = {
+    Severity.CRITICAL: "bold red",
+    Severity.WARNING: "yellow",
+    Severity.INFO: "cyan",
+    Severity.OK: "green",
+    Severity.UNKNOWN: "magenta",
 }
-FAMILY_NAMES = {"ipv4": "IPv4", "ipv6": "IPv6"}
-_CONTRASTS = {
-    "any": "to different sites",
-    "same_destination": "to the same site",
-    "same_port": "from the same source port",
-}
+
+
+def style_of(verdict: str) -> str:
+    """The style of a verdict, by its severity."""
+    return _STYLES[words_of(verdict).severity]
+
+
+def family_label(family: str) -> str:
+    """What people call a family; a name that is none stays as it is."""
+    return Family(family).label if family in tuple(Family) else family
 
 
 def show_report(report: Report) -> None:
@@ -55,9 +59,7 @@ def _rules(families: Mapping[str, Mapping[str, Any]]) -> Iterator[RenderableType
         if len(pools) < 2 or not any(pool["flagged"] for pool in pools):
             continue
         for pool in pools:
-            where = (
-                f"  {FAMILY_NAMES.get(name, name)}, {pool['size']:,} exits of {pool['origin'] or 'a pool'}: "
-            )
+            where = f"  {family_label(name)}, {pool['size']:,} exits of {pool['origin'] or 'a pool'}: "
             found = pool["peers_by_verdict"].items()
             yield Text(where + (", ".join(f"{count:,} peers {verdict}" for verdict, count in found) or "–"))
 
@@ -65,11 +67,11 @@ def _rules(families: Mapping[str, Mapping[str, Any]]) -> Iterator[RenderableType
 def _changes(report: Report) -> Iterator[RenderableType]:
     """What the last change of the rules did."""
     for name, change in report.get("epoch", {}).get("change", {}).items():
-        yield Text(f"  {FAMILY_NAMES.get(name, name)}: {change['why']}")
+        yield Text(f"  {family_label(name)}: {change['why']}")
 
 
 def _verdict(before: str, judged: Mapping[str, Any]) -> Text:
-    text = Text(before).append(judged["verdict"], style=STYLES.get(judged["verdict"], ""))
+    text = Text(before).append(judged["verdict"], style=style_of(judged["verdict"]))
     if judged.get("predictor"):
         text.append(f" by {judged['predictor']}")
     return text
@@ -79,7 +81,7 @@ def _table(families: Mapping[str, Mapping[str, Any]]) -> Table:
     table = Table(box=None, padding=(0, 2), show_edge=False, header_style="bold")
     table.add_column("")
     for family in families:
-        table.add_column(FAMILY_NAMES.get(family, family))
+        table.add_column(family_label(family))
     for row in zip(*(_column(family) for family in families.values()), strict=True):
         label = row[0][0]
         table.add_row(label, *(cell for _, cell in row))
@@ -90,7 +92,7 @@ def _column(family: Mapping[str, Any]) -> Iterator[tuple[str, RenderableType]]:
     yield "verdict", _verdict("", family)
     yield "seen", f"{family['flows']:,} flows of {family['peers']:,} peers"
     yield "exits in use", f"{family['exits']:,} of {family['pool_size']:,}"
-    for contrast, label in _CONTRASTS.items():
+    for contrast, label in CONTRAST_WORDS.items():
         yield f"same exit {label}", _contrast(family["contrasts"][contrast])
     yield "best explained by", _explained(family["explained"])
     yield "peers on an exit", _spread(family["anonymity_set"])

@@ -14,8 +14,9 @@ from pathlib import Path
 
 import numpy as np
 
-from detector.analysis.report import VERDICTS, FamilyReport, Verdict
+from detector.analysis.report import FamilyReport
 from detector.analysis.verdict import judge_family
+from detector.base.verdicts import VERDICTS, Verdict
 from tools.simulated_relays import MAPPINGS, Chooser, Traffic, partly, relay, skewed, traffic
 
 SEED = 20260501

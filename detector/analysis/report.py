@@ -5,43 +5,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from enum import StrEnum
 
 import numpy as np
 from numpy.typing import NDArray
 
 from detector.analysis.numerics import Floats
 from detector.base.family import Family
-
-
-class Verdict(StrEnum):
-    """The verdicts of docs/leak-modes.md §4, worst first."""
-
-    PREDICTABLE = "predictable"
-    EXCLUSIVE = "exclusive"
-    PINNED = "pinned"
-    DESTINATION_LINKED = "destination_linked"
-    SESSION_STICKY = "session_sticky"
-    SINGLE_EXIT = "single_exit"
-    UNLINKABLE = "unlinkable"
-    UNKNOWN = "unknown"
-
-
-VERDICTS = tuple(Verdict)
-LEAKS = VERDICTS[: VERDICTS.index(Verdict.SESSION_STICKY)]
-
-
-class Reason(StrEnum):
-    """Why a verdict is `unknown`, for machines; `detector.analysis.why` has the words."""
-
-    NOT_WATCHED = "not_watched"
-    COVERAGE = "coverage"
-    NO_FLOWS = "no_flows"
-    TOO_FEW_VOTES = "too_few_votes"
-    TOO_FEW_PEERS = "too_few_peers"
-    DESTINATIONS_NOT_REPEATED = "destinations_not_repeated"
-    DOUBTFUL = "doubtful"
-    ONE_EXIT_UNSETTLED = "one_exit_unsettled"
+from detector.base.verdicts import Reason, Verdict
 
 
 @dataclass(frozen=True, slots=True)

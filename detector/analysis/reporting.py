@@ -11,16 +11,14 @@ from detector.analysis.consistency import Contrast
 from detector.analysis.evidence import LOG_LEVEL, Evidence, linked_peers
 from detector.analysis.observation import Observation
 from detector.analysis.report import (
-    LEAKS,
-    VERDICTS,
     AnonymityReport,
     ContrastReport,
     Explained,
     FamilyReport,
     PeerColumns,
     PoolReport,
-    Verdict,
 )
+from detector.base.verdicts import LEAKS, VERDICTS, Verdict
 from detector.predictors import KERNEL_DESTINATION, NAMES
 
 _NEAR = 0.02  # predictors this close explain equally well; the order of the bank decides

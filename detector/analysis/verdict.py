@@ -15,10 +15,11 @@ from detector.analysis.evalues import log_threshold, pinned_evidence_at_most
 from detector.analysis.evidence import LEAST_EFFECT, LOG_LEVEL, SIGMAS, Evidence, linked_peers, weigh
 from detector.analysis.numerics import Floats
 from detector.analysis.observation import Loss, Observation
-from detector.analysis.report import LEAKS, VERDICTS, FamilyReport, Reason, Report, Verdict
+from detector.analysis.report import FamilyReport, Report
 from detector.analysis.reporting import report_of
 from detector.analysis.sessions import follow_sessions
 from detector.analysis.why import because
+from detector.base.verdicts import LEAKS, VERDICTS, Reason, Verdict
 
 COVERAGE_FLOOR = 0.95
 LARGEST_MISSED = 0.25  # "unlinkable" needs evidence that would have shown a k of this

@@ -3,28 +3,9 @@
 
 from __future__ import annotations
 
-from detector.analysis.report import FamilyReport, Reason, Verdict
+from detector.analysis.report import FamilyReport
+from detector.base.verdicts import MORE_FLOWS, REASON_WORDS, Verdict
 from detector.predictors import meaning
-
-_MISSING = {
-    Reason.NOT_WATCHED: "the service waits for WireGuard, so nobody is watched now",
-    Reason.COVERAGE: "too many flows were lost or belong to no known peer",
-    Reason.NO_FLOWS: "no translated flow of a peer was seen",
-    Reason.TOO_FEW_VOTES: "no peer reached three flows that are new in both destination and source port",
-    Reason.TOO_FEW_PEERS: "too few peers, with too few flows to different destinations, to have shown a leak",
-    Reason.DESTINATIONS_NOT_REPEATED: (
-        "peers went back to the same destination too seldom to tell whether a site sees the same exit again"
-    ),
-    Reason.DOUBTFUL: "exits repeat more than chance likely has it, yet not surely so",
-    Reason.ONE_EXIT_UNSETTLED: (
-        "one exit alone was seen, by too few peers to tell a single exit from a coincidence"
-    ),
-}
-_MENDED = {
-    Reason.NOT_WATCHED: "What is waited for, once it is there, would give a verdict.",
-    Reason.COVERAGE: "Larger tables, or the missing peers made known, would give a verdict.",
-    Reason.DESTINATIONS_NOT_REPEATED: "More repeated visits would give a verdict.",
-}
 
 
 def because(report: FamilyReport) -> str:
@@ -128,7 +109,7 @@ def _unlinkable(report: FamilyReport) -> str:
 
 
 def _unknown(report: FamilyReport) -> str:
-    missing = "; ".join(_MISSING[reason] for reason in report.reasons) or "too little was seen"
+    missing = "; ".join(REASON_WORDS[reason].missing for reason in report.reasons) or "too little was seen"
     text = (
         f"{report.flows:,} flows of {report.peers:,} peers, {report.coverage:.1%} of all flows, are "
         "not enough for a "
@@ -137,8 +118,8 @@ def _unknown(report: FamilyReport) -> str:
     if report.suspected:
         named = ", ".join(finding.value for finding in report.suspected)
         text += f"What did get through points to: {named}. "
-    mend = [_MENDED[reason] for reason in report.reasons if reason in _MENDED]
-    return text + (mend[0] if mend else "More flows of more peers would give a verdict.")
+    cures = [REASON_WORDS[reason].cure for reason in report.reasons]
+    return text + next((cure for cure in cures if cure != MORE_FLOWS), MORE_FLOWS)
 
 
 _WORDS = {

@@ -17,6 +17,26 @@ class Family(StrEnum):
     IPV4 = "ipv4"
     IPV6 = "ipv6"
 
+    @property
+    def index(self) -> int:  # type: ignore[override]  # a name of str that nobody needs for a family
+        """Its place among the families, as tables of arrays have it."""
+        return 0 if self is Family.IPV4 else 1
+
+    @property
+    def version(self) -> int:
+        """4 or 6."""
+        return 4 if self is Family.IPV4 else 6
+
+    @property
+    def nft(self) -> str:
+        """What nft calls it, as a family of tables and in expressions."""
+        return "ip" if self is Family.IPV4 else "ip6"
+
+    @property
+    def label(self) -> str:
+        """What people call it."""
+        return f"IPv{self.version}"
+
 
 def family_of(address: Address) -> Family:
     """The family of an address."""

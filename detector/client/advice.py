@@ -3,13 +3,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
-RUNBOOKS = "deploy/runbooks"
+from detector.base.verdicts import LEAKS, REASON_WORDS, VERDICT_WORDS, Reason, Verdict
 
-_COVERAGE = "coverage"
+RUNBOOKS = "deploy/runbooks"
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,68 +31,51 @@ class Advice:
         return asdict(self) | {"commands": [{"command": one, "for": why} for one, why in self.commands]}
 
 
-Advise = Callable[[Mapping[str, Any]], Advice]
-
 _AUDIT = ("exitprint audit", "which NAT rule does it, and the rule to write instead")
 _PEERS = ("exitprint peers", "whom it concerns, by pseudonym")
 _PROVE = ("exitprint watch", "after the change: a new epoch, and then a verdict that is a good one")
 _DOCTOR = ("exitprint doctor", "what of this host is in the way")
 _LOG = ("journalctl -u exitprint", "what the service says of itself")
-_HOLDS = ("exitprint status --json", "which tables lost how much, under `lost`")
+_LOST = ("exitprint status --json", "which tables lost how much, under `lost`")
+
+_COMMANDS = {
+    Reason.COVERAGE: (_LOST, _LOG),
+    Reason.UNTRACKED: (_AUDIT, _LOST),
+    Reason.UNTRANSLATED: (_AUDIT, _DOCTOR),
+    Reason.SENSOR_LOST: (_LOG, _DOCTOR),
+    Reason.FEW_STAND_OUT: (_PEERS, _AUDIT),
+    Reason.STICKY_SO_FAR: (_AUDIT, _PROVE),
+    Reason.SILENT_CHANGE: (_AUDIT, _LOG),
+}
 
 
 def advice_for(status: Mapping[str, Any]) -> Advice:
     """What to do about a status object."""
     if status.get("waiting"):
-        return Advice(
-            "Nothing is judged as long as the service waits.", (_DOCTOR, _LOG), _runbook("NoVerdict")
-        )
-    if status.get("rules_not_understood") and status["verdict"] not in _LEAKS:
+        runbook = _path(REASON_WORDS[Reason.NOT_WATCHED].runbook)
+        return Advice("Nothing is judged as long as the service waits.", (_DOCTOR, _LOG), runbook)
+    verdict = Verdict(status["verdict"]) if status["verdict"] in tuple(Verdict) else Verdict.UNKNOWN
+    if status.get("rules_not_understood") and verdict not in LEAKS:
         return Advice(
             "Some NAT rules are not understood: read them, the verdict goes by what was seen alone.",
             (_AUDIT, _LOG),
         )
-    return _BY_VERDICT.get(status["verdict"], _unknown)(status)
-
-
-def _leak(what: str, runbook: str) -> Advise:
-    return lambda _: Advice(what, (_AUDIT, _PEERS, _PROVE), _runbook(runbook))
-
-
-def _good(what: str) -> Advise:
-    return lambda _: Advice(what)
+    if verdict is Verdict.UNKNOWN:
+        return _unknown(status)
+    words = VERDICT_WORDS[verdict]
+    return Advice(words.first, (_AUDIT, _PEERS, _PROVE) if verdict in LEAKS else (), _path(words.runbook))
 
 
 def _unknown(status: Mapping[str, Any]) -> Advice:
-    reasons = {reason for family in status["families"].values() for reason in family["unknown_because"]}
-    if _COVERAGE in reasons:
-        return Advice(
-            "Find out what is lost: a verdict needs nearly all flows.",
-            (_HOLDS, _LOG),
-            _runbook("CoverageLow"),
-        )
-    return Advice(
-        "Wait for more traffic, and look again; the reason says what is missing.",
-        (_PROVE, _DOCTOR),
-        _runbook("NoVerdict"),
-    )
+    """By the first reason that somebody can do something about; else waiting is all."""
+    given = {reason for family in status["families"].values() for reason in family["unknown_because"]}
+    for reason, commands in _COMMANDS.items():
+        if reason in given:
+            because = REASON_WORDS[reason]
+            return Advice(because.first, commands, _path(because.runbook))
+    words = VERDICT_WORDS[Verdict.UNKNOWN]
+    return Advice(words.first, (_PROVE, _DOCTOR), _path(words.runbook))
 
 
-def _runbook(name: str) -> str:
-    return f"{RUNBOOKS}/Exitprint{name}.md"
-
-
-_BY_VERDICT: dict[str, Advise] = {
-    "predictable": _leak("Replace the NAT rule that chooses without a secret.", "MappingPredictable"),
-    "exclusive": _leak("Let peers share exits: some have one to themselves.", "ExclusiveExits"),
-    "pinned": _leak(
-        "Decide whether peers are to keep their exit; where not, let each flow draw.", "MappingPinned"
-    ),
-    "destination_linked": _leak(
-        "Replace the NAT rule that gives a site the same exit again.", "DestinationLinked"
-    ),
-    "session_sticky": _good("Nothing: one exit for a session and a new one for the next is as it should be."),
-    "single_exit": _good("Nothing: everybody has the same exit."),
-    "unlinkable": _good("Nothing."),
-}
-_LEAKS = tuple(_BY_VERDICT)[:4]
+def _path(runbook: str | None) -> str | None:
+    return None if runbook is None else f"{RUNBOOKS}/{runbook}.md"

@@ -13,8 +13,8 @@ from typing import Any, TypeVar
 import click
 from rich.console import Console, RenderableType
 
-from detector.analysis.report import VERDICTS
 from detector.base.family import Family
+from detector.base.verdicts import VERDICTS
 from detector.client import watching
 from detector.client.advice import advice_for
 from detector.client.render import explain_view, holds_view, peers_view, status_view

@@ -12,9 +12,10 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
+from detector.base.verdicts import CONTRAST_WORDS, words_of
 from detector.client.advice import Advice
 from detector.predictors import meaning
-from detector.terminal import FAMILY_NAMES, STYLES, report_parts
+from detector.terminal import family_label, report_parts, style_of
 
 Answer = Mapping[str, Any]
 
@@ -22,22 +23,6 @@ _BAR = 30
 _MOST_EXITS = 16
 _STALE = 3  # intervals
 _BYTES = 1024
-
-_MEANS = {
-    "predictable": "its exit follows from its tunnel address, or from that and the site, without a secret",
-    "exclusive": "it keeps an exit that nobody else uses: the address is the identity",
-    "pinned": "it keeps its exit to all destinations and in all sessions, beyond what chance would do",
-    "destination_linked": "a site sees the same exit again when it comes back, beyond what chance would do",
-    "session_sticky": "it keeps its exit for a session, and gets a new one with the next",
-    "single_exit": "everybody has the same exit: there is nothing to learn from it",
-    "unlinkable": "its exits look as if they were drawn anew for each flow",
-    "unknown": "there is too little evidence for a word about it",
-}
-_CONTRASTS = {
-    "any": "same exit to different sites",
-    "same_destination": "same exit to the same site",
-    "same_port": "same exit from the same source port",
-}
 
 
 def status_view(status: Answer, advice: Advice, now: datetime) -> RenderableType:
@@ -86,8 +71,8 @@ def peers_view(answer: Answer) -> RenderableType:
     for peer in answer["peers"]:
         table.add_row(
             peer["pseudonym"] + ("" if peer["present"] else " (gone)"),
-            FAMILY_NAMES.get(peer["family"], peer["family"]),
-            Text(peer["verdict"], style=STYLES.get(peer["verdict"], "")),
+            family_label(peer["family"]),
+            Text(peer["verdict"], style=style_of(peer["verdict"])),
             f"{peer['flows']:,}",
             _percent(peer["consistency"]),
             _percent(peer["same_destination"]),
@@ -127,11 +112,11 @@ def _explained(answer: Answer, bar: str) -> Iterator[RenderableType]:
 
 def _finding(one: Answer) -> Text:
     verdict = one["verdict"]
-    text = Text(f"{FAMILY_NAMES.get(one['family'], one['family'])}: ")
-    text.append(verdict, style=STYLES.get(verdict, ""))
+    text = Text(f"{family_label(one['family'])}: ")
+    text.append(verdict, style=style_of(verdict))
     if one["wide"]:
         return text.append(": a network of tunnel addresses, counted and not judged")
-    text.append(f": {_MEANS.get(verdict, '')}.")
+    text.append(f": {words_of(verdict).meaning}.")
     return text if one["present"] else text.append(" It is not on the relay any more.")
 
 
@@ -158,7 +143,7 @@ def _chart(one: Answer, bar: str) -> RenderableType:
 
 def _evidence(one: Answer) -> RenderableType:
     table = Table(box=None, padding=(0, 2, 0, 0), show_edge=False, show_header=False)
-    for name, label in _CONTRASTS.items():
+    for name, label in CONTRAST_WORDS.items():
         contrast = one["contrasts"][name]
         tried = contrast.get("tried", one["votes"])
         unit = "tries" if "tried" in contrast else "votes"
@@ -170,7 +155,7 @@ def _evidence(one: Answer) -> RenderableType:
                 f"{tried:,} {unit}"
             )
         )
-        table.add_row(label, said)
+        table.add_row(f"same exit {label}", said)
     table.add_row("evidence that it keeps its exit", _odds(one))
     for name, said in sorted(one["predictors"].items(), key=_names_another):
         table.add_row(Text(name), Text(f"{_predicted(said)}: {meaning(name)}"))
@@ -235,7 +220,7 @@ def line_of(status: Answer, now: datetime) -> str:
 
 def _family_line(name: str, family: Answer) -> str:
     seen = f"{family['flows']:,} flows of {family['peers']:,} peers"
-    return f"{FAMILY_NAMES.get(name, name)} {_named(family)}, {seen}"
+    return f"{family_label(name)} {_named(family)}, {seen}"
 
 
 def _named(judged: Answer) -> str:

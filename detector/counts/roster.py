@@ -106,8 +106,7 @@ class Roster:
         self._present[before[before != NOBODY]] = False
         rows = self._take_rows(len(members))
         self._row_of_slot[slots] = rows
-        families = list(Family)
-        self._family[rows] = [families.index(one.family) for one in members]
+        self._family[rows] = [one.family.index for one in members]
         self._is_network[rows] = [one.is_network for one in members]
         self._present[rows] = True
         self._pseudonym[rows] = [one.pseudonym.encode() for one in members]
@@ -193,7 +192,7 @@ class Roster:
         """
         wanted = self._present.copy()
         wanted[seen] = True
-        return np.flatnonzero(wanted & (self._family == list(Family).index(family)))
+        return np.flatnonzero(wanted & (self._family == family.index))
 
     def is_network(self, rows: NDArray[np.integer]) -> NDArray[np.bool_]:
         """Which of these rows are networks."""

@@ -11,8 +11,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from detector.analysis.report import VERDICTS, Reason
 from detector.base.family import Family
+from detector.base.verdicts import CONTRASTS, VERDICTS, Reason
 from detector.kernel.tables import LOSSES
 from detector.predictors import NAMES
 
@@ -67,7 +67,7 @@ PREFIX = "exitprint_"
 _FAMILY = Label("family", tuple(Family))
 _VERDICT = Label("verdict", VERDICTS)
 _PREDICTOR = Label("predictor", NAMES)
-_CONTRAST = Label("contrast", ("any", "same_destination", "same_port"))
+_CONTRAST = Label("contrast", CONTRASTS)
 _TABLE = Label("table", ("pairs", "peers", "exits", "window"))
 
 METRICS = (

@@ -18,7 +18,8 @@ from numpy.typing import NDArray
 from detector.analysis.evalues import FALSE_DISCOVERIES, flag
 from detector.analysis.numerics import Floats
 from detector.analysis.observation import Observation, Trials
-from detector.analysis.report import VERDICTS, FamilyReport, PeerColumns, Verdict
+from detector.analysis.report import FamilyReport, PeerColumns
+from detector.base.verdicts import VERDICTS, Verdict
 from detector.counts.observing import Observed
 
 _VERDICT_STEP = 1e9  # so that evidence never outweighs a verdict

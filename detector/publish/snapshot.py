@@ -12,8 +12,9 @@ from datetime import UTC, datetime
 
 from detector import __version__
 from detector.analysis.changes import Change
-from detector.analysis.report import VERDICTS, AnonymityReport, FamilyReport, Reason, Report
+from detector.analysis.report import AnonymityReport, FamilyReport, Report
 from detector.base.family import Family
+from detector.base.verdicts import VERDICTS, Reason
 from detector.config.model import Config
 from detector.config.reload import Reload
 from detector.counts.load import Load

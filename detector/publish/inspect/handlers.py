@@ -7,9 +7,9 @@ from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
-from detector.analysis.report import VERDICTS, Verdict
 from detector.base.errors import UsageError
 from detector.base.family import Family
+from detector.base.verdicts import VERDICTS, Verdict
 from detector.publish.inspect.socket import Answer, Arguments
 from detector.publish.peers import SORTS, PeerView, Ranking, explain, rank, summaries
 from detector.publish.snapshot import About, Snapshot, status

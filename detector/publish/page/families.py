@@ -3,12 +3,12 @@
 
 from __future__ import annotations
 
-from detector.analysis.report import FamilyReport, Verdict
+from detector.analysis.report import FamilyReport
 from detector.base.family import Family
+from detector.base.verdicts import CONTRAST_WORDS, VERDICT_WORDS, Verdict, plain
 from detector.counts.load import Column, Load
 from detector.publish.page import runbooks
 from detector.publish.page.html import Markup, element
-from detector.publish.page.labels import CONTRAST, FAMILY, SEVERITY, term
 from detector.publish.page.pictures import Share, column_name, load_picture, percent, shares_picture
 
 _EFFECT = 0.05  # of a chance-corrected share: what the analysis calls an effect
@@ -23,10 +23,10 @@ def family_section(report: FamilyReport, load: Load, floor: int, *, decides: boo
         floor: peers that an exit is to have at least.
         decides: the relay's verdict is this one, so its reason has been given already.
     """
-    name, label = report.family.value, FAMILY[report.family]
-    severity = SEVERITY[report.verdict]
+    name, label = report.family.value, report.family.label
+    severity = VERDICT_WORDS[report.verdict].severity
     heading = element(
-        "h2", f"{label} ", element("span", term(report.verdict), class_=f"term {severity}"), id=name
+        "h2", f"{label} ", element("span", plain(report.verdict), class_=f"term {severity}"), id=name
     )
     if not report.in_use:
         return _section(name, heading, element("p", "No flow of a peer was seen.", class_="why"))
@@ -47,7 +47,7 @@ def _section(name: str, *children: Markup | None) -> Markup:
 
 
 def _runbook(verdict: Verdict) -> Markup | None:
-    book = runbooks.OF_VERDICT.get(verdict)
+    book = VERDICT_WORDS[verdict].runbook
     if book is None:
         return None
     return element("p", element("a", f"Runbook: {book}", href=runbooks.address(book)), class_="why")
@@ -82,8 +82,8 @@ def _short(number: int) -> str:
 
 def _contrasts(report: FamilyReport) -> Markup:
     shares = [
-        Share(label, one.observed, one.chance, strong=(one.kappa or 0.0) >= _EFFECT)
-        for name, label in CONTRAST.items()
+        Share(label.capitalize(), one.observed, one.chance, strong=(one.kappa or 0.0) >= _EFFECT)
+        for name, label in CONTRAST_WORDS.items()
         if (one := report.contrasts.get(name)) and one.peers
     ]
     title = "How often two flows of one peer share their exit"

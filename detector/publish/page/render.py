@@ -10,13 +10,14 @@ from pathlib import Path
 from urllib.parse import quote
 
 from detector import __version__
-from detector.analysis.report import LEAKS, FamilyReport, Report, Verdict
+from detector.analysis.report import FamilyReport, Report
+from detector.base.verdicts import LEAKS, VERDICT_WORDS, Verdict, plain
 from detector.counts.load import Load
 from detector.publish.page import runbooks
 from detector.publish.page.detector_state import state_section
 from detector.publish.page.families import family_section
 from detector.publish.page.html import Markup, element, join
-from detector.publish.page.labels import FAMILY, HEADLINE, SEVERITY, ago, moment, term
+from detector.publish.page.labels import ago, moment
 from detector.publish.page.pictures import sign
 from detector.publish.snapshot import About, Snapshot
 
@@ -69,8 +70,8 @@ def render(view: View) -> str:
         element("meta", name="viewport", content="width=device-width, initial-scale=1"),
         element("meta", name="color-scheme", content="light dark"),
         element("meta", http_equiv="refresh", content=REFRESH) if view.refreshing else None,
-        element("title", f"{term(verdict)} · {relay} · exitprint"),
-        element("link", rel="icon", href=_icon(SEVERITY[verdict])),
+        element("title", f"{plain(verdict)} · {relay} · exitprint"),
+        element("link", rel="icon", href=_icon(VERDICT_WORDS[verdict].severity)),
         element("style", Markup(_STYLE)),
     )
     body = element(
@@ -119,16 +120,16 @@ def _notice(text: str) -> Markup:
 
 def _verdict(report: Report | None, now: Snapshot, clock: float) -> Markup:
     verdict = report.verdict if report else Verdict.UNKNOWN
-    severity = SEVERITY[verdict]
-    headline = HEADLINE[verdict] if report else "Not known yet: there is no report yet"
+    words = VERDICT_WORDS[verdict]
+    headline = words.headline if report else "Not known yet: there is no report yet"
     title = element("h2", headline, id="verdict-text")
     return element(
         "div",
-        element("div", sign(severity, 32), title, class_="line"),
+        element("div", sign(words.severity, 32), title, class_="line"),
         element("p", _since(report, now, clock), class_="since"),
         element("p", report.why) if report and report.why else None,
         _next_steps(verdict),
-        class_=f"verdict {severity}",
+        class_=f"verdict {words.severity}",
         id="verdict",
         role="region",
         aria_labelledby="verdict-text",
@@ -138,11 +139,11 @@ def _verdict(report: Report | None, now: Snapshot, clock: float) -> Markup:
 def _since(report: Report | None, now: Snapshot, clock: float) -> Markup:
     if report is None:
         return Markup("The first report comes within one interval.")
-    parts: list[str | None] = ["Verdict ", element("strong", term(report.verdict), class_="term")]
+    parts: list[str | None] = ["Verdict ", element("strong", plain(report.verdict), class_="term")]
     if report.predictor:
         parts += [" by ", element("strong", report.predictor, class_="term")]
     if deciding := _deciding(report):
-        parts.append(f" ({FAMILY[deciding.family]})")
+        parts.append(f" ({deciding.family.label})")
     return join(*parts, " since ", moment(now.since, clock), f"; looked at {ago(clock - now.made)} ago.")
 
 
@@ -152,7 +153,7 @@ def _deciding(report: Report) -> FamilyReport | None:
 
 
 def _next_steps(verdict: Verdict) -> Markup | None:
-    book = runbooks.OF_VERDICT.get(verdict)
+    book = VERDICT_WORDS[verdict].runbook
     if book is None:
         return None
     link = element("a", f"runbook {book}", href=runbooks.address(book))

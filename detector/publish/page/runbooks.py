@@ -5,16 +5,6 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from detector.analysis.report import Verdict
-
-OF_VERDICT = {
-    Verdict.PREDICTABLE: "ExitprintMappingPredictable",
-    Verdict.EXCLUSIVE: "ExitprintExclusiveExits",
-    Verdict.PINNED: "ExitprintMappingPinned",
-    Verdict.DESTINATION_LINKED: "ExitprintDestinationLinked",
-    Verdict.UNKNOWN: "ExitprintNoVerdict",
-}
-
 
 def _folder() -> Path:
     """Where they are: inside an installed package, or beside it in a clone."""

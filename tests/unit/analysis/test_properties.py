@@ -13,9 +13,9 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from detector.analysis.observation import Loss, Observation, Trials
-from detector.analysis.report import VERDICTS, Verdict
 from detector.analysis.verdict import judge_family
 from detector.base.family import Family
+from detector.base.verdicts import VERDICTS, Verdict
 from tools.simulated_relays import MAPPINGS, Relay, Traffic, merged, observe, traffic
 
 NAMES = sorted(set(MAPPINGS) - {"one-to-one"})

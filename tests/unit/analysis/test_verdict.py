@@ -11,9 +11,10 @@ import numpy as np
 import pytest
 
 from detector.analysis.observation import Loss, Observation, Trials
-from detector.analysis.report import VERDICTS, FamilyReport, Reason, Verdict
+from detector.analysis.report import FamilyReport
 from detector.analysis.verdict import judge, judge_family
 from detector.base.family import Family
+from detector.base.verdicts import VERDICTS, Reason, Verdict
 from tools.simulated_relays import MAPPINGS, Chooser, beside, observe, partly, relay, skewed, traffic
 
 # As in docs/leak-modes.md §3, 16 exits and 90 peers; source ports are fresh where no number of them is given.

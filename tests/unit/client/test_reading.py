@@ -14,8 +14,8 @@ from typing import Any
 import pytest
 from rich.console import Console, RenderableType
 
-from detector.analysis.report import VERDICTS
 from detector.base.errors import HostError, NotYet
+from detector.base.verdicts import VERDICTS
 from detector.client import watching
 from detector.client.advice import advice_for
 from detector.client.render import explain_view, holds_view, line_of, peers_view, status_view

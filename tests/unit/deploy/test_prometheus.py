@@ -16,8 +16,8 @@ import click
 import pytest
 import yaml
 
-from detector.analysis.report import LEAKS, VERDICTS
 from detector.analysis.verdict import COVERAGE_FLOOR
+from detector.base.verdicts import LEAKS, VERDICTS
 from detector.cli import main
 from detector.publish import metrics
 from tests import promql

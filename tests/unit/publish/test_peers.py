@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from detector.analysis.report import VERDICTS, Verdict
 from detector.base.errors import UsageError
+from detector.base.verdicts import VERDICTS, Verdict
 from detector.config.model import Config
 from detector.publish.inspect.handlers import handlers
 from detector.publish.peers import SORTS, PeerView, explain, rank, summaries

@@ -10,10 +10,9 @@ from itertools import pairwise
 
 import pytest
 
-from detector.analysis.report import VERDICTS
 from detector.config.model import Config
 from detector.publish.page.html import Markup, element
-from detector.publish.page.labels import HEADLINE, SEVERITY, ago
+from detector.publish.page.labels import ago
 from detector.publish.page.render import render
 from detector.publish.snapshot import About
 from tests.unit.publish.page.moments import MOMENTS, as_ipv6, observed, view
@@ -93,11 +92,6 @@ def test_the_verdict_and_its_reason_are_in_words() -> None:
     ):
         assert text in page
     assert page.count(seen.now.report.why) == 1
-
-
-def test_every_verdict_has_its_words() -> None:
-    """No verdict is without a headline and a severity."""
-    assert set(HEADLINE) == set(SEVERITY) == set(VERDICTS)
 
 
 def test_trouble_is_said_before_anything_else() -> None:
