@@ -10,6 +10,18 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
+from detector.predictors.tails import log_binomial_tail
+
+__all__ = [
+    "Floats",
+    "detectable_mean",
+    "log_binomial_tail",
+    "log_gamma",
+    "log_mean_tail",
+    "log_rising",
+    "sums",
+]
+
 Floats = NDArray[np.float64]
 
 _DIRECT = 8  # factors multiplied one by one; from there on Stirling's series is exact to 1e-11
@@ -50,24 +62,6 @@ def log_rising(x: Floats, n: Floats) -> Floats:
     if rows.size:
         result[rows] += log_gamma(x[rows] + n[rows]) - log_gamma(x[rows] + _DIRECT)
     return result.reshape(shape)
-
-
-def log_binomial_tail(trials: float, hits: float, chance: float) -> float:
-    """Bound on log P(at least `hits` hits in `trials`, each with `chance`): -n KL(h/n || c).
-
-    The Chernoff–Hoeffding bound (Hoeffding 1963, theorem 1). It holds for independent variables in [0, 1]
-    whose mean chance is `chance`, so fractional hits and peers with chances of their own are fine. 0.0 where
-    there is no excess.
-    """
-    if trials <= 0 or chance >= 1 or hits <= trials * chance:
-        return 0.0
-    if chance <= 0:
-        return float("-inf")
-    ratio = min(hits / trials, 1.0)
-    divergence = ratio * np.log(ratio / chance)
-    if ratio < 1:
-        divergence += (1 - ratio) * np.log((1 - ratio) / (1 - chance))
-    return float(-trials * divergence)
 
 
 def log_mean_tail(count: float, excess: float, variance: float, reach: float = 1.0) -> float:

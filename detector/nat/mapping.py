@@ -3,17 +3,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 from detector import predictors
 from detector.base.family import Address, Family
-from detector.base.ranges import AddressRange, parse_pool
+from detector.base.ranges import AddressRange, normalised, parse_pool
 from detector.config.model import Config
 from detector.nat.live import read_live
-from detector.nat.model import Chosen, JHash, NatRule, RangeHash, RuleSet, one_to_one_rules
-from detector.nat.pools import ExitPool, effective_pools
+from detector.nat.model import Chosen, FieldMap, JHash, NatRule, Netmap, RangeHash, RuleSet, one_to_one_rules
+from detector.nat.pools import ExitPool, effective_pools, places
 from detector.wireguard.model import AllowedIp
 
 # Exits by predictor, one for each pool of the family.
@@ -30,6 +30,8 @@ class Mapping:
         not_understood: where and why, for each rule that was not.
         pools: exit pools, pairwise disjoint, IPv4 first.
         views: for each of `pools`, what the predictors are told of it.
+        choices: what each rule chooses from, for `detector.predictors.fit`; they may overlap. A pool that no
+            rule of these explains (configured, or split over rules of one address) is one as a whole.
         ranges: what the kernel's own hash chooses from: the ranges of the rules, then those of `pools`.
         exclusive: families in which a rule maps peers to exits one to one.
     """
@@ -39,13 +41,14 @@ class Mapping:
     not_understood: tuple[tuple[str, str], ...]
     pools: tuple[ExitPool, ...]
     views: tuple[predictors.ExitPool, ...]
+    choices: tuple[predictors.ExitPool, ...]
     ranges: tuple[tuple[Address, Address], ...]
     exclusive: frozenset[Family]
 
     @classmethod
     def nothing(cls) -> Mapping:
         """Before anything was read."""
-        return cls("", 0, (), (), (), (), frozenset())
+        return cls("", 0, (), (), (), (), (), frozenset())
 
     def as_message(self) -> dict[str, Any]:
         """What the aggregator is told."""
@@ -103,9 +106,46 @@ def mapping_of(rules: RuleSet, configured: Sequence[AddressRange]) -> Mapping:
         not_understood=tuple((str(one.where), one.reason) for one in rules.not_understood),
         pools=pools,
         views=tuple(_view(pool, rules.rules) for pool in pools),
+        choices=_choices(rules.rules, pools),
         ranges=tuple((one.first, one.last) for one in ranges),
         exclusive=frozenset(family for rule in one_to_one_rules(rules) for family in rule.families),
     )
+
+
+def _choices(rules: Iterable[NatRule], pools: Iterable[ExitPool]) -> tuple[predictors.ExitPool, ...]:
+    """What each rule chooses from, each once; two rules that choose alike are named together."""
+    found: dict[predictors.ExitPool, list[str]] = {}
+    for rule in rules:
+        for one in _chosen_from(rule):
+            found.setdefault(one, []).append(str(rule.where))
+    firsts = {one.first for one in found}
+    for pool in pools:
+        if pool.size > 1 and not any(first in pool for first in firsts):
+            found.setdefault(_several(pool.ranges), []).append(pool.origin)
+    return tuple(replace(one, origin=places(origins)) for one, origins in found.items())
+
+
+def _chosen_from(rule: NatRule) -> Iterator[predictors.ExitPool]:
+    mapping = rule.mapping
+    if isinstance(mapping, RangeHash):
+        yield predictors.ExitPool(mapping.pool.first, mapping.pool.last)
+    elif isinstance(mapping, Netmap):
+        yield from (predictors.ExitPool(pair.exits.first, pair.exits.last) for pair in mapping.pairs)
+    elif isinstance(mapping, Chosen) and mapping.addresses:
+        ends = sorted(mapping.addresses, key=int)
+        yield predictors.ExitPool(ends[0], ends[-1], mapping.addresses, _hash_rule(mapping))
+    elif isinstance(mapping, Chosen | FieldMap):
+        # In a range that a number or a value stands for, it is the kernel's own hash that chooses.
+        yield from (predictors.ExitPool(one.first, one.last) for one in mapping.pools if not one.single)
+        for family in dict.fromkeys(pool.family for pool in mapping.pools):
+            parts = normalised(pool for pool in mapping.pools if pool.family == family)
+            if sum(part.size for part in parts) > 1:
+                yield _several(parts)
+
+
+def _several(ranges: Sequence[AddressRange]) -> predictors.ExitPool:
+    parts = tuple((part.first, part.last) for part in ranges)
+    return predictors.ExitPool(parts[0][0], parts[-1][1], parts=parts if len(parts) > 1 else ())
 
 
 def _view(pool: ExitPool, rules: Iterable[NatRule]) -> predictors.ExitPool:
@@ -117,9 +157,7 @@ def _view(pool: ExitPool, rules: Iterable[NatRule]) -> predictors.ExitPool:
             return predictors.ExitPool(mapping.pool.first, mapping.pool.last)
         if isinstance(mapping, Chosen) and mapping.addresses and mapping.addresses[0] in pool:
             return predictors.ExitPool(*whole, mapping.addresses, _hash_rule(mapping))
-    if len(pool.ranges) == 1:
-        return predictors.ExitPool(*whole)
-    return predictors.ExitPool(*whole, tuple(address for part in pool.ranges for address in part.addresses()))
+    return _several(pool.ranges)
 
 
 def _hash_rule(mapping: Chosen) -> predictors.HashRule | None:

@@ -67,12 +67,13 @@ def _of_rules(rules: Iterable[NatRule]) -> Iterator[ExitPool]:
 def _as_one(rules: Sequence[NatRule]) -> Iterator[ExitPool]:
     """One pool, for each family, of everything that these rules choose from."""
     pools = [pool for rule in rules for pool in rule.pools]
-    origin = _places(str(rule.where) for rule in rules)
+    origin = places(str(rule.where) for rule in rules)
     for family in dict.fromkeys(pool.family for pool in pools):
         yield ExitPool(normalised(pool for pool in pools if pool.family == family), origin)
 
 
-def _places(places: Iterable[str]) -> str:
+def places(places: Iterable[str]) -> str:
+    """Where some rules stand, for people: the first three, and how many more."""
     named = list(dict.fromkeys(places))
     more = f"; {len(named) - 3} more" if len(named) > 3 else ""
     return "; ".join(named[:3]) + more
@@ -111,5 +112,5 @@ def _root(group: list[int], at: int) -> int:
 
 
 def _joined(pools: Sequence[ExitPool]) -> ExitPool:
-    origin = _places(place for pool in pools for place in pool.origin.split("; "))
+    origin = places(place for pool in pools for place in pool.origin.split("; "))
     return ExitPool(normalised(part for pool in pools for part in pool.ranges), origin)

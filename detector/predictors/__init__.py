@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from detector.base.family import Address
-from detector.predictors import kernel_persistent, linear, modulo, netmap, seeded_jhash
+from detector.predictors import crc32, kernel_persistent, linear, modulo, netmap, seeded_jhash
 from detector.predictors.pool import ExitPool, HashRule, Prediction
 
 __all__ = ["BANK", "NAMES", "ExitPool", "HashRule", "Predictor", "meaning", "predict"]
@@ -59,6 +59,7 @@ BANK = (
     Predictor(seeded_jhash.NAME, seeded_jhash.MEANING, seeded_jhash.predict),
     Predictor(netmap.NAME, netmap.MEANING, netmap.predict),
     Predictor(modulo.NAME, modulo.MEANING, modulo.predict),
+    Predictor(crc32.NAME, crc32.MEANING, crc32.predict),
     Predictor(linear.NAME, linear.MEANING, linear.predict, ranks=True),
 )
 

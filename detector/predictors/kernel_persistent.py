@@ -15,6 +15,6 @@ MEANING = "the kernel's hash of the tunnel address alone, with no secret in it (
 
 def predict(tunnel_addresses: Sequence[Address], pool: ExitPool) -> Prediction | None:
     """The exit of each tunnel address; None for a pool that is not a range."""
-    if pool.listed or pool.size < 2:
+    if not pool.is_range or pool.size < 2:
         return None
     return [position(source_hash(address), pool.first, pool.last) for address in tunnel_addresses]

@@ -9,7 +9,7 @@ from detector.base.family import Address
 from detector.predictors.pool import ExitPool, Prediction
 
 NAME = "linear"
-MEANING = "the rank of the tunnel address among all of them, as the position in the pool"
+MEANING = "the order of the tunnel addresses, as the order of the positions in the pool"
 
 
 def predict(tunnel_addresses: Sequence[Address], pool: ExitPool) -> Prediction | None:
@@ -18,7 +18,7 @@ def predict(tunnel_addresses: Sequence[Address], pool: ExitPool) -> Prediction |
     With no more peers than exits the n-th peer has the n-th exit; with more of them, each exit has an equal
     block of neighbours.
     """
-    if pool.size < 2:
+    if not pool.is_walkable:
         return None
     ordered = sorted(set(map(int, tunnel_addresses)))
     blocks = len(ordered) > pool.size

@@ -15,6 +15,6 @@ MEANING = "the host bits of the tunnel address, kept under the prefix of the poo
 def predict(tunnel_addresses: Sequence[Address], pool: ExitPool) -> Prediction | None:
     """The exit of each tunnel address; None for a pool that is not a whole prefix of two or more."""
     host_bits = pool.size - 1
-    if pool.listed or pool.size < 2 or pool.size & host_bits or int(pool.first) & host_bits:
+    if not pool.is_range or pool.size < 2 or pool.size & host_bits or int(pool.first) & host_bits:
         return None
     return [pool.at(int(address) & host_bits) for address in tunnel_addresses]

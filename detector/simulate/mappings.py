@@ -102,6 +102,7 @@ _STEPS: dict[str, tuple[Callable[[Sequence[int], int], Iterator[Step]], str]] = 
     "seeded_jhash": (_shared_hash, _SEED),
     "netmap": (_host_bits, _EVEN),
     "modulo": (_remainder, _EVEN),
+    "crc32": (_remainder, "hashes are taken to be spread evenly"),
     "linear": (_shared_rank, _EVERYBODY),
 }
 

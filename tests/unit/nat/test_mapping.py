@@ -97,3 +97,25 @@ def test_nothing_is_predicted_before_rules_are_read() -> None:
     nothing = Mapping.nothing()
     assert nothing.predict([allowed(PEERS[0])], PEERS) == [{}]
     assert nothing.as_message() == {"rules": 0, "not_understood": 0, "exclusive": [], "pools": []}
+
+
+def test_predictors_are_told_of_each_rule() -> None:
+    """Two ranges over the same addresses are two choices; a map of ranges is its ranges, and the whole."""
+    text = """table ip nat { chain post { type nat hook postrouting priority 100;
+        meta mark 1 snat to 203.0.113.1-203.0.113.30
+        snat to 203.0.113.1-203.0.113.59 persistent
+        }
+        }
+    """
+    mapping = mapping_of(rules(text), [])
+    assert [(one.size, "handle" in one.origin) for one in mapping.choices] == [(30, True), (59, True)]
+    text = """table ip nat { chain post { type nat hook postrouting priority 100;
+        snat ip to ip saddr map {
+            10.0.0.0/24 : 203.0.113.1-203.0.113.4, 10.0.1.0/24 : 203.0.113.8-203.0.113.9
+        }
+        }
+        }
+    """
+    assert [one.size for one in mapping_of(rules(text), []).choices] == [4, 2, 6]
+    configured = mapping_of(RuleSet(), [parse_pool("198.51.100.1-198.51.100.9")])
+    assert [(one.size, one.origin) for one in configured.choices] == [(9, "configuration")]
