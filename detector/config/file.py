@@ -17,6 +17,7 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Val
 
 from detector.base.errors import UsageError
 from detector.base.ranges import parse_pool
+from detector.config.canaries import EXPECTED, Canaries, NotCanaries, parse_canaries
 from detector.config.document import (
     ConfigError,
     Document,
@@ -53,6 +54,9 @@ def parse_duration(text: str) -> float:
     return sum(float(number) * _SECONDS[unit] for number, unit in _PART.findall(text))
 
 
+SECRET = ("canaries",)
+"""Keys whose value is never quoted: an address that is none of a canary's may be a customer's."""
+
 # --- what a value may be ---------------------------------------------------------------------------
 
 
@@ -79,6 +83,13 @@ def _pool(value: str) -> str:
     except UsageError as error:
         raise because(str(error)) from None
     return value
+
+
+def _canaries(value: object) -> Canaries:
+    try:
+        return parse_canaries(value)
+    except NotCanaries as error:
+        raise because(str(error)) from None
 
 
 def _listen(value: object) -> Listen:
@@ -130,6 +141,7 @@ Interfaces = Annotated[list[Annotated[str, _matching(_INTERFACE)]], AfterValidat
 Exits = Annotated[list[Annotated[str, AfterValidator(_pool)]], AfterValidator(_distinct)]
 Duration = Annotated[float, BeforeValidator(_duration)]
 Endpoint = Annotated[Listen, BeforeValidator(_listen)]
+Declared = Annotated[Canaries, BeforeValidator(_canaries)]
 Mode = Annotated[int, BeforeValidator(_mode)]
 PowerOfTwo = Annotated[int, AfterValidator(_power_of_two)]
 
@@ -159,6 +171,7 @@ class _File(BaseModel):
     wireguard: Interfaces | None = expects("a list of interface names, such as [wg0]", min_length=1)
     network_namespace: Namespace | None = expects("a name that `ip netns` lists, or an absolute path")
     exits: Exits = expects("a list of addresses, ranges and prefixes, such as [203.0.113.68-203.0.113.126]")
+    canaries: Declared = expects(EXPECTED)
     window: Duration = _lasting("10s", "30d")
     interval: Duration = _lasting("1s", "1h")
     session_gap: Duration = _lasting("1s", "7d")
@@ -192,7 +205,7 @@ def load_config(path: Path) -> Config:
     try:
         model = _File.model_validate(document.value)
     except ValidationError as error:
-        raise ConfigError(path, map(document.line, problems(error, document, _File))) from None
+        raise ConfigError(path, map(document.line, problems(error, document, _File, SECRET))) from None
     config = _config(model)
     if wrong := list(_relations(config, document)):
         raise ConfigError(path, map(document.line, wrong))
@@ -200,12 +213,14 @@ def load_config(path: Path) -> Config:
 
 
 def _config(model: _File) -> Config:
-    given = model.model_dump(exclude_unset=True, exclude={"tables", "listen"})
+    given = model.model_dump(exclude_unset=True, exclude={"tables", "listen", "canaries"})
     for key in ("exits", "wireguard"):
         if given.get(key) is not None:
             given[key] = tuple(given[key])
     if model.tables is not None:
         given["tables"] = Tables(**model.tables.model_dump(exclude_unset=True))
+    if model.canaries is not None:
+        given["canaries"] = model.canaries
     if model.listen is not None:
         given["listen"] = model.listen
     return Config(**given)

@@ -14,6 +14,8 @@ from ipaddress import ip_address
 from pathlib import Path
 from typing import Any, Literal
 
+from detector.config.canaries import Canaries
+
 Hook = Literal["auto", "netfilter", "kprobe"]
 LogFormat = Literal["auto", "pretty", "json"]
 LogLevel = Literal["debug", "info", "warning", "error"]
@@ -67,6 +69,7 @@ class Config:
         network_namespace: a name or a path, or None for our own.
         exits: exit addresses as written (single, range or prefix), each good for
             `detector.nat.pools.parse_pool`; empty to read them from the NAT rules.
+        canaries: peers that are the operator's own.
         window, interval, session_gap: seconds.
         anonymity_floor: peers an exit address is to have at least.
         hook: the hook to use, or "auto" for the first that works.
@@ -82,6 +85,7 @@ class Config:
     wireguard: tuple[str, ...] | None = None
     network_namespace: str | None = None
     exits: tuple[str, ...] = ()
+    canaries: Canaries = field(default_factory=Canaries)
     window: float = 86_400.0
     interval: float = 10.0
     session_gap: float = 600.0
@@ -125,5 +129,6 @@ class Config:
         raw["listen"] = Listen(**raw["listen"])
         raw["tables"] = Tables(**raw["tables"])
         raw["exits"] = tuple(raw["exits"])
+        raw["canaries"] = Canaries.from_raw(raw["canaries"])
         raw["wireguard"] = None if raw["wireguard"] is None else tuple(raw["wireguard"])
         return cls(**raw)

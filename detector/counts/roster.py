@@ -14,9 +14,11 @@ from ipaddress import ip_address
 import numpy as np
 from numpy.typing import NDArray
 
+from detector.base.canaries import canary_name
 from detector.base.family import Address, Family, pack, unpack
 
 NOBODY = -1
+_NAMES = "S48"  # a canary's has up to 39 letters
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +68,8 @@ class Roster:
         self._family = np.empty(0, np.uint8)
         self._is_network = np.empty(0, np.bool_)
         self._present = np.empty(0, np.bool_)
-        self._pseudonym = np.empty(0, "S24")
+        self._pseudonym = np.empty(0, _NAMES)
+        self._is_canary = np.empty(0, np.bool_)
         self._predicted: dict[str, NDArray[np.int32]] = {}
         self._free = np.empty(0, np.int64)
 
@@ -110,6 +113,7 @@ class Roster:
         self._is_network[rows] = [one.is_network for one in members]
         self._present[rows] = True
         self._pseudonym[rows] = [one.pseudonym.encode() for one in members]
+        self._is_canary[rows] = [canary_name(one.pseudonym) is not None for one in members]
         self._add_predictions(rows, members)
 
     def _take_rows(self, count: int) -> NDArray[np.int64]:
@@ -120,7 +124,8 @@ class Roster:
         self._family = np.append(self._family, np.zeros(new, np.uint8))
         self._is_network = np.append(self._is_network, np.zeros(new, np.bool_))
         self._present = np.append(self._present, np.zeros(new, np.bool_))
-        self._pseudonym = np.append(self._pseudonym, np.zeros(new, "S24"))
+        self._pseudonym = np.append(self._pseudonym, np.zeros(new, _NAMES))
+        self._is_canary = np.append(self._is_canary, np.zeros(new, np.bool_))
         return rows
 
     def _make_room(self, slots: int) -> None:
@@ -163,6 +168,7 @@ class Roster:
         if len(rows):
             self._pseudonym = self._pseudonym.copy()
             self._pseudonym[rows] = b""
+            self._is_canary[rows] = False
             for table in self._predicted.values():
                 table[rows] = NOBODY
             self._free = np.concatenate([self._free, rows])
@@ -184,7 +190,7 @@ class Roster:
         return found
 
     def select(self, family: Family, seen: NDArray[np.integer]) -> NDArray[np.int64]:
-        """The rows of a family that are present or have evidence.
+        """The rows of a family that are present or have evidence; a canary is no peer, so none of its rows.
 
         Args:
             family: which.
@@ -192,7 +198,16 @@ class Roster:
         """
         wanted = self._present.copy()
         wanted[seen] = True
+        wanted &= ~self._is_canary
         return np.flatnonzero(wanted & (self._family == family.index))
+
+    def canaries(self) -> dict[int, tuple[Family, str]]:
+        """Family and name of the canary by row, for those on the relay."""
+        families = list(Family)
+        return {
+            int(row): (families[self._family[row]], canary_name(self._pseudonym[row].decode()) or "")
+            for row in np.flatnonzero(self._is_canary & self._present)
+        }
 
     def is_network(self, rows: NDArray[np.integer]) -> NDArray[np.bool_]:
         """Which of these rows are networks."""

@@ -29,6 +29,7 @@ from detector.base.family import Family
 from detector.config.model import Config
 from detector.config.reload import Reload
 from detector.config.tls import WebConfig
+from detector.counts.canaries import places
 from detector.counts.load import load_of
 from detector.counts.observing import Observed, PoolRanges, observe
 from detector.counts.previous_epoch import PreviousEpoch
@@ -257,6 +258,7 @@ class Aggregator:
             reload=self._reload,
             peers=self._views(report, observed),
             holds=self._holds(fill),
+            canaries=places(counts, self.roster, self._exits, self._pools),
         )
 
     def _views(self, report: Report, observed: list[Observed]) -> tuple[PeerView, ...]:

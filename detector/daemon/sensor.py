@@ -78,7 +78,9 @@ class Sensor:
         self._config = config
         self._maps = maps
         self._channel = channel
-        self.slots = SlotTable(config.tables.peers)
+        self.slots = SlotTable(config.tables.peers, config.canaries.by_address())
+        if config.canaries.peers:
+            _log.info("canaries are declared", count=len(config.canaries.peers), names=config.canaries.names)
         self._table = PeerTable(maps, config.tables)
         self._written: dict[int, Slot] = {}
         self._tunnels: frozenset[int] = frozenset()

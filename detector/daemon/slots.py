@@ -11,10 +11,12 @@ import base64
 import hashlib
 import secrets
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
+from detector.base.canaries import canary_pseudonym
+from detector.base.family import Address
 from detector.wireguard.model import AllowedIp, PublicKey, Snapshot
 
 _PSEUDONYM_CHARACTERS = 8
@@ -28,7 +30,7 @@ class Slot:
         number: its index in the tables, below the capacity.
         interface, ifindex: where the peer is.
         allowed: the tunnel address; it stays in the sensor.
-        pseudonym: the same for all slots of one public key.
+        pseudonym: the same for all slots of one public key; for a canary its name.
     """
 
     number: int
@@ -108,9 +110,11 @@ class SlotTable:
 
     Args:
         capacity: slots of the kernel tables; numbers are below it.
+        canaries: the name of each by tunnel address.
     """
 
     capacity: int
+    canaries: Mapping[Address, str] = field(default_factory=dict, repr=False)
     pseudonyms: Pseudonyms = field(default_factory=Pseudonyms, repr=False)
     _slots: dict[_Owner, Slot] = field(default_factory=dict, repr=False)
     _retired: set[int] = field(default_factory=set, repr=False)
@@ -177,9 +181,15 @@ class SlotTable:
             self._next += 1
         else:
             number = self._free.popleft()
-        slot = Slot(number, owner.interface, ifindex, owner.allowed, self.pseudonyms.name(owner.key))
+        slot = Slot(number, owner.interface, ifindex, owner.allowed, self._pseudonym(owner))
         self._slots[owner] = slot
         return slot
+
+    def _pseudonym(self, owner: _Owner) -> str:
+        """A canary has its name; whoever else has its own address in the networks of a canary does not."""
+        if not owner.allowed.is_network and (name := self.canaries.get(owner.allowed.address)):
+            return canary_pseudonym(name)
+        return self.pseudonyms.name(owner.key)
 
     def _forget(self, gone: list[_Owner]) -> None:
         if gone:

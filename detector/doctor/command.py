@@ -30,6 +30,7 @@ CHECKS: tuple[tuple[str, Check], ...] = (
     ("namespace", network.network_namespace),
     ("wireguard", network.wireguard),
     ("user", software.user),
+    ("canaries", software.canaries),
 )
 
 _STYLES = {Status.OK: "green", Status.NOTE: "yellow", Status.FAIL: "bold red"}

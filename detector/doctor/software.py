@@ -54,6 +54,14 @@ def user(host: Host) -> Finding:
     return fail(f"neither a user {wanted} nor nobody", mend)
 
 
+def canaries(host: Host) -> Finding:
+    """The peers that the configuration calls canaries: what is told of them is told by name."""
+    declared = host.config.canaries
+    if not declared.peers:
+        return ok("none declared")
+    return ok(f"{len(declared.peers)} in {', '.join(declared.range)}: {', '.join(declared.names)}")
+
+
 def _exists(name: str) -> bool:
     try:
         pwd.getpwnam(name)

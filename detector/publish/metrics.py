@@ -68,6 +68,7 @@ _FAMILY = Label("family", tuple(Family))
 _VERDICT = Label("verdict", VERDICTS)
 _PREDICTOR = Label("predictor", NAMES)
 _CONTRAST = Label("contrast", CONTRASTS)
+_CANARY = Label("canary")
 _TABLE = Label("table", ("pairs", "peers", "exits", "window"))
 
 METRICS = (
@@ -109,6 +110,17 @@ METRICS = (
            "Flows or measurements that a table had no room for.", "kernel table outcomes"),
     Metric("coverage_ratio", "gauge", "ratio", (),
            "Share of the peers' translated flows in the window that were counted and attributed.", "report"),
+    Metric("canaries", "gauge", "", (), "Canaries that the configuration declares.", "configuration"),
+    Metric("canary_position_low_ratio", "gauge", "ratio", (_CANARY, _FAMILY),
+           "Where in its pool the canary's most used exit begins: k / N of exit k of N.", "window"),
+    Metric("canary_position_high_ratio", "gauge", "ratio", (_CANARY, _FAMILY),
+           "Where in its pool the canary's most used exit ends: (k + 1) / N.", "window"),
+    Metric("canary_pool_size", "gauge", "", (_CANARY, _FAMILY),
+           "Exit addresses of the pool that the canary's most used exit is in, 0 for none.", "window"),
+    Metric("canary_votes", "gauge", "", (_CANARY, _FAMILY),
+           "Flows of the canary to new destinations from new source ports, in the window.", "window"),
+    Metric("canary_kept_ratio", "gauge", "ratio", (_CANARY, _FAMILY),
+           "Share of the canary's votes that took its most used exit: 1 where it keeps to it.", "window"),
     Metric("hook", "info", "", (Label("hook"),),
            "The hook that the kernel program is attached to.", "loader"),
     Metric("build", "info", "", (Label("version"),), "The version that is running.", "package"),

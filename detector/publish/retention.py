@@ -89,6 +89,10 @@ def holdings(
 
 def _of_sensor(config: Config, counted: Mapping[str, int]) -> Iterator[Holding]:
     room = config.tables.peers
+    if names := config.canaries.names:
+        listed = f"tunnel addresses of canaries, the operator's own: {', '.join(names)}"
+        count = sum(len(one.addresses) for one in config.canaries.peers)
+        yield Holding("sensor", listed, count, "until the service ends; the configuration file names them")
     gone = "until WireGuard has the peer no more, or the service ends"
     yield Holding("sensor", "public keys of peers", counted.get("keys"), gone)
     yield Holding("sensor", "tunnel addresses (allowed-ips)", counted.get("addresses"), gone, room)

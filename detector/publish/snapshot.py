@@ -6,7 +6,7 @@ Metrics and the status object are made from it.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 
@@ -17,6 +17,7 @@ from detector.base.family import Family
 from detector.base.verdicts import VERDICTS, Reason
 from detector.config.model import Config
 from detector.config.reload import Reload
+from detector.counts.canaries import Place
 from detector.counts.load import Load
 from detector.kernel.bpf import RunTime
 from detector.kernel.tables import LOSSES, Outcome, capacities
@@ -64,6 +65,7 @@ class Snapshot:
         reload: how reading the configuration went last.
         peers: by family, for who asks on the relay itself.
         holds: what is in memory.
+        canaries: where each sits in its pool.
     """
 
     report: Report | None = None
@@ -87,6 +89,7 @@ class Snapshot:
     reload: Reload = field(default_factory=Reload)
     peers: tuple[PeerView, ...] = field(default=(), repr=False)
     holds: tuple[Holding, ...] = ()
+    canaries: tuple[Place, ...] = ()
 
 
 def status(now: Snapshot, about: About) -> dict[str, object]:
@@ -112,8 +115,20 @@ def status(now: Snapshot, about: About) -> dict[str, object]:
         "hook": about.hook,
         "waiting": now.waiting,
         "rules_not_understood": now.not_understood,
+        "canaries": [_canary(place) for place in now.canaries],
         "lost": {reason: _total(now, outcome) for reason, outcome in LOSSES.items()},
         "unattributed": _total(now, Outcome.UNATTRIBUTED),
+    }
+
+
+def _canary(place: Place) -> dict[str, object]:
+    return {
+        "canary": place.name,
+        "family": place.family.value,
+        "position": place.interval,
+        "pool_size": place.pool_size,
+        "votes": place.votes,
+        "kept": place.kept,
     }
 
 
@@ -148,6 +163,8 @@ def samples(now: Snapshot, about: About) -> Samples:
         "config_last_reload_successful": [((), float(now.reload.good))],
         "config_last_reload_success_timestamp_seconds": [((), now.reload.at)],
         "config_restart_needed": [((), len(now.reload.restart))],
+        "canaries": [((), len(about.config.canaries.peers))],
+        **_canaries(now.canaries),
     }
     if now.report:
         found["coverage_ratio"] = [((), now.report.coverage)]
@@ -155,6 +172,19 @@ def samples(now: Snapshot, about: About) -> Samples:
         for family, report in now.report.families.items():
             for name, rows in _family(family, report).items():
                 found.setdefault(name, []).extend(rows)
+    return found
+
+
+def _canaries(places: Sequence[Place]) -> dict[str, Rows]:
+    """The place of each canary: never its exit address."""
+    found: dict[str, Rows] = {
+        "canary_pool_size": [((one.name, one.family), one.pool_size) for one in places],
+        "canary_votes": [((one.name, one.family), one.votes) for one in places],
+        "canary_kept_ratio": [((one.name, one.family), one.kept) for one in places if one.kept is not None],
+    }
+    intervals = [((one.name, one.family), one.interval) for one in places if one.interval]
+    found["canary_position_low_ratio"] = [(labels, interval[0]) for labels, interval in intervals]
+    found["canary_position_high_ratio"] = [(labels, interval[1]) for labels, interval in intervals]
     return found
 
 

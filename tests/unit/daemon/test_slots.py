@@ -4,11 +4,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from ipaddress import ip_address
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from detector.base.canaries import canary_name
 from detector.base.errors import HostError
 from detector.daemon.slots import Pseudonyms, SlotTable
 from detector.wireguard.model import AllowedIp, Interface, InterfacePeers, Kind, PublicKey, Snapshot
@@ -158,3 +160,17 @@ def test_no_number_is_ever_shared(steps: list[tuple[dict[PublicKey, set[int]], b
         if release:
             table.release(waiting)
             waiting.clear()
+
+
+def test_a_canary_has_its_name_and_nobody_else_has() -> None:
+    """The declared address is called by name; another one of the key, and a network around it, are not."""
+    table = SlotTable(8, {ip_address("10.0.0.2"): "c1"})
+    wide = AllowedIp(bytes([10, 0, 0, 2]), 31)
+    known = {A: (ip(1), ip(2)), B: (wide,)}
+    changes = table.update(Snapshot((InterfacePeers(Interface("wg0", 7, Kind.KERNEL), known),)))
+    names = [slot.pseudonym for slot in changes.added]
+    assert [canary_name(name) for name in names] == [None, "c1", None]
+    assert names[0].startswith("peer-")
+    assert names[0] != names[2]
+    table.update(snapshot({}))
+    assert len(table.pseudonyms) == 0

@@ -19,6 +19,7 @@ from detector.analysis.report import Report
 from detector.analysis.verdict import judge
 from detector.base.family import Family
 from detector.config.model import Config
+from detector.counts.canaries import Place
 from detector.kernel.tables import Outcome
 from detector.publish.exporter import Exposition, Samples, registry
 from detector.publish.metrics import BY_NAME, METRICS, PREFIX
@@ -44,6 +45,7 @@ def _snapshot(report: Report | None) -> Snapshot:
         outcomes={(family, outcome): 7 for family in Family for outcome in Outcome},
         fill={"pairs": 1, "peers": 2, "window": 3},
         resident={"sensor": 1, "aggregator": 2},
+        canaries=(Place("c1", Family.IPV4, 3, 1.0, 4, 8), Place("c2", Family.IPV6)),
     )
 
 
@@ -157,3 +159,23 @@ def test_promtool_has_nothing_to_say() -> None:
 def test_the_page_is_current() -> None:
     """docs/metrics.md is what the registry gives; `make generate` renews it."""
     assert PAGE.read_text() == page()
+
+
+def test_a_canary_is_told_by_name_and_place() -> None:
+    """Interval of the pool, size and votes, under the canary's name; one without a place has no interval."""
+    made = {
+        sample.name + str(sorted(sample.labels.values())): sample.value
+        for family in parse_text(_text(None))
+        for sample in family.samples
+        if "canar" in sample.name
+    }
+    assert made == {
+        "exitprint_canaries[]": 0.0,
+        "exitprint_canary_position_low_ratio['c1', 'ipv4']": 0.5,
+        "exitprint_canary_position_high_ratio['c1', 'ipv4']": 0.625,
+        "exitprint_canary_pool_size['c1', 'ipv4']": 8.0,
+        "exitprint_canary_pool_size['c2', 'ipv6']": 0.0,
+        "exitprint_canary_votes['c1', 'ipv4']": 3.0,
+        "exitprint_canary_votes['c2', 'ipv6']": 0.0,
+        "exitprint_canary_kept_ratio['c1', 'ipv4']": 1.0,
+    }
