@@ -13,7 +13,10 @@ WEB_PACKAGES := curl openssl chromium chromium-driver fonts-dejavu-core
 
 MAPPING ?= persistent
 ARGS ?=
-PYTHON := .venv/bin/python
+TOOLS := .venv/bin
+PYTHON := $(TOOLS)/python
+C_FILES := $(wildcard bpf/*.c bpf/*.h)
+SCRIPTS = $(shell grep -rlE '^\#!/bin/(ba)?sh|^\#!/usr/bin/env bash' .ci deploy tests/system)
 
 .DELETE_ON_ERROR:
 .SUFFIXES:
@@ -61,12 +64,17 @@ test: vm-env stack-env web-env lint
 
 lint: env
 	@$(PYTHON) -m ruff format --check .
-	@$(PYTHON) -m ruff check .
+	@$(PYTHON) -m ruff check --quiet .
 	@$(PYTHON) -m mypy
+	@$(TOOLS)/lint-imports --no-cache --no-logo >.cache/contracts || { cat .cache/contracts; exit 1; }
+	@$(TOOLS)/clang-format --dry-run --Werror $(C_FILES)
+	@$(TOOLS)/shellcheck $(SCRIPTS)
+	@$(TOOLS)/reuse lint --quiet || $(TOOLS)/reuse lint
 
 format: env
 	@$(PYTHON) -m ruff format .
 	@$(PYTHON) -m ruff check --fix .
+	@$(TOOLS)/clang-format -i $(C_FILES)
 
 # What the person on call sees and types, played on a relay of this machine.
 transcript: stack-env
@@ -83,12 +91,14 @@ bench: env
 # The newest versions that pyproject.toml allows and every supported Python takes, with the hashes of every file.
 UV := .cache/lock/bin/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --upgrade --fork-strategy fewest \
       --no-config --no-header --no-emit-index-url --no-emit-find-links
+# REUSE-IgnoreStart
 lock: packages
 	@/usr/bin/python3 -m venv .cache/lock
 	@.cache/lock/bin/python -m pip --quiet install uv
 	@$(UV) --output-file requirements.lock pyproject.toml
 	@$(UV) --output-file requirements-dev.lock --extra dev --constraint requirements.lock pyproject.toml
 	@sed -i '1i \# SPDX-License-Identifier: Apache-2.0\n# Made by `make lock`.' requirements.lock requirements-dev.lock
+# REUSE-IgnoreEnd
 
 clean:
 	rm -rf .venv .cache build .mypy_cache .ruff_cache .pytest_cache .hypothesis

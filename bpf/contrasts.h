@@ -16,7 +16,7 @@
 
 enum memory {
 	NEW,
-	KNOWN_SAME,  /* known, and the exit is the one of last time */
+	KNOWN_SAME, /* known, and the exit is the one of last time */
 	KNOWN_OTHER,
 	FULL,
 };

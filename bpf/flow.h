@@ -25,7 +25,7 @@ static __always_inline u64 entry_word(const struct entry *entry, const u32 offse
 
 struct flow {
 	const struct entry *entry; /* for what is needed of few flows */
-	u32 family;		   /* 0: IPv4, 1: IPv6 */
+	u32 family;                /* 0: IPv4, 1: IPv6 */
 	u32 ifindex;
 	struct address source; /* the tunnel address */
 	struct address exit;   /* the source that the internet sees */

@@ -16,6 +16,7 @@ static __always_inline u32 jhash_address(const struct address *key, u32 initial)
 	a += address_word(key, 0);
 	b += address_word(key, 1);
 	c += address_word(key, 2);
+	/* clang-format off */
 	a -= c; a ^= ROTATE32(c, 4); c += b;
 	b -= a; b ^= ROTATE32(a, 6); a += c;
 	c -= b; c ^= ROTATE32(b, 8); b += a;
@@ -30,6 +31,7 @@ static __always_inline u32 jhash_address(const struct address *key, u32 initial)
 	a ^= c; a -= ROTATE32(c, 4);
 	b ^= a; b -= ROTATE32(a, 14);
 	c ^= b; c -= ROTATE32(b, 24);
+	/* clang-format on */
 	return c;
 }
 

@@ -98,9 +98,9 @@ BPF_ARRAY_OF_MAPS(pairs, "pairs_a", 1);
 /* What is known of a slot; the trials only ever grow. One cache line. */
 struct slot {
 	u64 destination_expected; /* hits of the destination predictor that chance gives, in units of 2^-24 */
-	u32 pane;      /* the pane in which measuring began */
-	u32 measured;  /* flows measured since, for as long as a window lasts */
-	u32 last_flow; /* ms, as control.now */
+	u32 pane;                 /* the pane in which measuring began */
+	u32 measured;             /* flows measured since, for as long as a window lasts */
+	u32 last_flow;            /* ms, as control.now */
 	u32 sessions;
 	u32 same_destination_tried;
 	u32 same_destination_true;
@@ -148,7 +148,7 @@ enum outcome {
 	OUTCOMES,
 };
 #define FAMILIES 2
-BPF_PERCPU_ARRAY(outcomes, u64, OUTCOMES * FAMILIES);
+BPF_PERCPU_ARRAY(outcomes, u64, (OUTCOMES * FAMILIES));
 
 static __always_inline void count_outcome(u32 family, enum outcome outcome)
 {

@@ -21,7 +21,7 @@ from types import TracebackType
 from typing import Any, TextIO
 
 from detector.base.errors import ExitprintError
-from detector.config.model import LogFormat, LogLevel
+from detector.base.log_options import LogFormat, LogLevel
 
 # structlog imports rich when it is there, for tracebacks that we do not want: 6 MB in each process. So
 # whoever logs imports `get_logger` from here, never structlog.

@@ -20,6 +20,9 @@ from detector.base.verdicts import VERDICTS, Verdict
 from tools.simulated_relays import MAPPINGS, Chooser, Traffic, partly, relay, skewed, traffic
 
 SEED = 20260501
+# REUSE-IgnoreStart
+LICENCE = "<!-- SPDX-License-Identifier: Apache-2.0 -->"
+# REUSE-IgnoreEnd
 HARMLESS = frozenset({Verdict.UNLINKABLE, Verdict.UNKNOWN})
 POOLS = (8, 60, 250)
 POPULARITY: dict[str, Chooser] = {"even": skewed(0.0), "skewed": skewed(0.5), "very skewed": skewed(1.0)}
@@ -152,7 +155,7 @@ def page(alarms: Sequence[Alarms], powers: Sequence[Power], peers: int) -> str:
     relays, judged = sum(one.relays for one in alarms), sum(one.judged for one in alarms)
     flagged, called = sum(one.flagged for one in alarms), sum(one.called for one in alarms)
     lines = [
-        "<!-- SPDX-License-Identifier: Apache-2.0 -->",
+        LICENCE,
         "# Calibration",
         "",
         "Made by `python -m tools.calibrate`; do not edit. Formulas: docs/leak-modes.md §5.",

@@ -16,6 +16,7 @@ from typing import Annotated, Any
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, ValidationError
 
 from detector.base.errors import UsageError
+from detector.base.log_options import LogFormat, LogLevel
 from detector.base.ranges import parse_pool
 from detector.config.canaries import EXPECTED, Canaries, NotCanaries, parse_canaries
 from detector.config.document import (
@@ -29,7 +30,7 @@ from detector.config.document import (
     problems,
     read,
 )
-from detector.config.model import Config, Hook, Listen, LogFormat, LogLevel, Tables
+from detector.config.model import Config, Hook, Listen, Tables
 
 _SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86_400}
 _DURATION = re.compile(r"(?:\d+(?:\.\d+)?[smhd])+", re.ASCII)

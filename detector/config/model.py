@@ -14,11 +14,10 @@ from ipaddress import ip_address
 from pathlib import Path
 from typing import Any, Literal
 
+from detector.base.log_options import LogFormat, LogLevel
 from detector.config.canaries import Canaries
 
 Hook = Literal["auto", "netfilter", "kprobe"]
-LogFormat = Literal["auto", "pretty", "json"]
-LogLevel = Literal["debug", "info", "warning", "error"]
 
 NAMESPACES = Path("/run/netns")
 INSPECT_SOCKET = "/run/exitprint/inspect.sock"

@@ -32,7 +32,7 @@ from detector.config.document import (
     problems,
 )
 from detector.config.tls import ClientAuth, Mark, Tls, Version, WebConfig, mark_of
-from detector.publish.http.access import context_of
+from detector.config.tls_context import context_of
 
 _HASH = re.compile(r"\$2[aby]\$(\d\d)\$[./A-Za-z0-9]{53}")
 _MOST_ROUNDS = 15  # 2^15: a second or so for each password that is tried
