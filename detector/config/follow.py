@@ -10,12 +10,11 @@ from __future__ import annotations
 import json
 import subprocess
 from collections.abc import Mapping
-from typing import Any
 
 from detector.base.errors import UsageError
 from detector.base.interpreter import module_command
 from detector.config.model import Config
-from detector.config.tls import Mark, marks_of
+from detector.config.tls import Mark, WebConfig, marks_of
 
 _PATIENCE = 30.0  # seconds that reading may take
 _MAX_LENGTH = 2000  # characters of what is said about the file
@@ -42,8 +41,8 @@ class WebFollower:
             return None
         return cls(config.web_config_file, marks, guarded=config.to_be_guarded)
 
-    def changed(self) -> dict[str, Any] | None:
-        """What the file says now, as `WebConfig.as_message`; None where nothing has changed.
+    def changed(self) -> WebConfig | None:
+        """What the file says now; None where nothing has changed.
 
         Raises:
             UsageError: it is not accepted. It is read again at each look until it is.
@@ -52,8 +51,7 @@ class WebFollower:
             return None
         told = json.loads(self._read())
         self._marks = {name: tuple(mark) for name, mark in told["marks"].items()}
-        config: dict[str, Any] = told["config"]
-        return config
+        return WebConfig.of(told["config"])
 
     def _read(self) -> str:
         guarded = "guarded" if self._guarded else "open"

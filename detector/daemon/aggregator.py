@@ -15,33 +15,48 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from ipaddress import ip_address
 from itertools import takewhile
 from types import FrameType
-from typing import Any
 
 from detector import logs
 from detector.analysis.report import Report
 from detector.analysis.verdict import judge
 from detector.base.errors import EXIT_HOST, UsageError
-from detector.base.family import Family
+from detector.base.family import pack
 from detector.config.model import Config
 from detector.config.reload import Reload
 from detector.config.tls import WebConfig
 from detector.counts.canaries import places
+from detector.counts.epoch import Epoch
 from detector.counts.load import load_of
-from detector.counts.observing import Observed, PoolRanges, observe
+from detector.counts.observing import Observed, PoolRanges
 from detector.counts.previous_epoch import PreviousEpoch
-from detector.counts.roster import Exits, Member, Roster
+from detector.counts.roster import Member
 from detector.counts.window import Counts, Window
-from detector.daemon import privileges, warm_up
-from detector.daemon.channel import Channel, Closed, Message
+from detector.daemon import codec, messages, privileges, warm_up
+from detector.daemon.channel import Channel, Closed, Stalled, aggregator_end
+from detector.daemon.codec import Malformed
 from detector.daemon.counting import SHAPE, KernelCounts
+from detector.daemon.edges import Clock, CountsSource, Link
 from detector.daemon.memory import resident_bytes
-from detector.kernel import bpf
+from detector.daemon.messages import (
+    AggregatorSpec,
+    ExitRanges,
+    NewConfig,
+    NewWeb,
+    Peers,
+    Released,
+    Rules,
+    State,
+    Stop,
+    ToAggregator,
+    ToSensor,
+)
+from detector.kernel.bpf import RunTime
 from detector.kernel.drain import Drained
-from detector.kernel.tables import set_control
 from detector.logs import get_logger
 from detector.publish.exporter import Exposition
 from detector.publish.http import server as web
@@ -58,6 +73,8 @@ _log = get_logger()
 _SIGNALS = (signal.SIGTERM, signal.SIGINT)
 _PATIENCE = 1  # seconds that ending may take
 _LATE = 3  # intervals without a good cycle after which the service is not healthy
+_SILENT = 2  # intervals, and so many seconds more, after which a sensor that says nothing is missed
+_SILENT_SECONDS = 3.0
 
 
 class Stopped(BaseException):
@@ -67,43 +84,55 @@ class Stopped(BaseException):
 class Aggregator:
     """One relay's counts and what they mean.
 
+    Args:
+        config: what the service was told.
+        hook: where the kernel program is attached.
+        counts: what it counts.
+        channel: to the sensor.
+        clock: the module `time`.
+        resident: bytes of this process in memory.
+
     Attributes:
         about: what does not change.
-        roster: the peers by row.
+        epoch: the evidence under the rules that stand.
         snapshot: what was published last.
         server: what serves the pages, None before it does.
     """
 
     server: web.Server | None = None
 
-    def __init__(self, config: Config, maps: Mapping[str, int], channel: Channel, hook: str) -> None:
+    def __init__(
+        self,
+        config: Config,
+        hook: str,
+        counts: CountsSource,
+        channel: Link[ToAggregator, ToSensor],
+        clock: Clock = time,
+        resident: Callable[[], int] = resident_bytes,
+    ) -> None:
         self._config = config
-        self._maps = maps
+        self._counts = counts
         self._channel = channel
+        self._clock = clock
+        self._resident = resident
         self._pane = 1
-        self._pools: list[PoolRanges] = []
-        self._exclusive: frozenset[Family] = frozenset()
-        self._epoch, self._epoch_since = 0, time.time()
-        self._not_understood = self._refused = self._sensor_rss = 0
-        self._waiting, self._watching = "", True
-        self._reload = Reload(at=time.time())
-        self._sensor_holds: Mapping[str, int] = {}
-        self._counts = KernelCounts(maps, config.tables)
+        self._state = State("", True, 0, 0, {}, 0, 0)
+        self._heard, self._heard_at = clock.monotonic(), clock.time()
+        self._reload = Reload(at=clock.time())
         self._before = PreviousEpoch()
-        self._forget()
+        self.epoch = self._new_epoch(0)
         self._set_control()
         self.about = About(config, hook)
         self.snapshot = Snapshot()
-        self._good = time.monotonic()
+        self._good = clock.monotonic()
 
-    def _forget(self) -> None:
-        """Begin with no evidence: a mapping that has changed says nothing of the one before."""
-        self._exits = Exits()
-        self.roster = Roster(self._exits)
-        self._window = Window(self._config.window, self._config.tables.panes, SHAPE, time.monotonic())
+    def _new_epoch(self, number: int) -> Epoch:
+        """No evidence: a mapping that has changed says nothing of the one before."""
+        window = Window(self._config.window, self._config.tables.panes, SHAPE, self._clock.monotonic())
+        return Epoch(number, self._clock.time(), window)
 
     def _set_control(self) -> None:
-        set_control(self._maps, time.monotonic(), self._config.session_gap, self._pane)
+        self._counts.set_control(self._clock.monotonic(), self._config.session_gap, self._pane)
 
     def collect(self) -> None:
         """Take over what the kernel counted and what the sensor says.
@@ -113,52 +142,55 @@ class Aggregator:
 
         Raises:
             Closed: the sensor is gone.
+            Malformed: it says what is no message.
         """
         drained = self._counts.drain()
-        messages = list(self._channel.receive())
-        ahead = list(takewhile(lambda message: message["kind"] != "rules", messages))
+        received = list(self._channel.receive())
+        ahead = list(takewhile(lambda message: not isinstance(message, Rules), received))
         for message in ahead:
             self._add(message)
         self._take(drained)
         for message in ahead:
-            self._hear(message)
-        for message in messages[len(ahead) :]:
-            if message["kind"] == "rules":
+            self._handle(message)
+        for message in received[len(ahead) :]:
+            if isinstance(message, Rules):
                 self._begin_epoch(message)
             self._add(message)
-            self._hear(message)
+            self._handle(message)
 
     def _take(self, drained: Drained) -> None:
-        self._window.add(self._counts.attribute(drained, self.roster, self._exits))
-        turned = self._window.turn(time.monotonic())
+        epoch = self.epoch
+        epoch.window.add(self._counts.attribute(drained, epoch.roster, epoch.exits))
+        turned = epoch.window.turn(self._clock.monotonic())
         if turned:
-            self.roster.forget(self._window.rows())
+            epoch.roster.forget(epoch.window.rows())
         self._pane += turned
         self._set_control()
 
-    def _add(self, message: Message) -> None:
-        self.roster.add([_member(row) for row in message.get("added", ())])
+    def _add(self, message: ToAggregator) -> None:
+        if isinstance(message, Peers | Rules):
+            self.epoch.roster.add([_member(one) for one in message.added])
 
-    def _hear(self, message: Message) -> None:
-        if message["kind"] == "peers":
-            self._retire(message["retired"])
-        elif message["kind"] == "state":
-            self._waiting, self._refused = message["waiting"], message["refused"]
-            self._watching = message["watching"]
-            self._sensor_rss, self._sensor_holds = message["rss"], message.get("holds", {})
-        elif message["kind"] == "web":
-            self._let_in(message["config"])
-        elif message["kind"] == "config":
-            self._adopt(Config.from_json(message["config"]), Reload.of(message["reload"]))
-        elif message["kind"] == "stop":
-            raise Stopped
+    def _handle(self, message: ToAggregator) -> None:
+        match message:
+            case Peers():
+                self._retire(message.retired)
+            case State():
+                self._state = message
+                self._heard, self._heard_at = self._clock.monotonic(), self._clock.time()
+            case NewWeb():
+                self._let_in(message.config)
+            case NewConfig():
+                self._adopt(message.config, message.reload)
+            case Stop():
+                raise Stopped
 
-    def _let_in(self, told: Mapping[str, Any]) -> None:
+    def _let_in(self, config: WebConfig) -> None:
         """Go on with another `web_config_file`, which the sensor has read."""
         if self.server is None:
             return
         try:
-            self.server.access = _access(told)
+            self.server.access = _access(config)
         except (OSError, ValueError) as error:
             _log.error("web_config_file was not reloaded, what was there stands", reason=type(error).__name__)
 
@@ -169,27 +201,27 @@ class Aggregator:
         self._config, self._reload = config, reload
         self.about = replace(self.about, config=config)
 
-    def _retire(self, slots: list[int]) -> None:
+    def _retire(self, slots: Sequence[int]) -> None:
         """The kernel counts for these slots no more: take the last counts over and let the slots go."""
         if slots:
             self._take(self._counts.drain())
-            self.roster.retire(slots)
+            self.epoch.roster.retire(slots)
             self._before.release(slots)
             self._counts.release(slots)
-            self._channel.send({"kind": "released", "slots": slots})
+            self._channel.post(Released(tuple(slots)))
 
-    def _begin_epoch(self, message: Message) -> None:
+    def _begin_epoch(self, message: Rules) -> None:
         """The rules have changed; what was counted until now is the old mapping's."""
         self._take(self._counts.drain())
-        until = time.monotonic() + self._config.window
-        self._before.remember(self.observed(), self.roster, self._pools, self._epoch, until)
-        self._forget()
+        ended = self.epoch
+        until = self._clock.monotonic() + self._config.window
+        self._before.remember(ended.observed(), ended.roster, ended.pools, ended.number, until)
+        self.epoch = self._new_epoch(message.epoch)
         self._pane += self._config.tables.panes  # so that the kernel's memories hold nothing that is current
         self._set_control()
-        self._epoch, self._epoch_since = message["epoch"], time.time()
-        self._not_understood = message["not_understood"]
-        self._exclusive = frozenset(map(Family, message["exclusive"]))
-        self._pools = [PoolRanges.of(told) for told in message["pools"]]
+        self.epoch.ambiguous = message.ambiguous
+        self.epoch.exclusive = frozenset(message.exclusive)
+        self.epoch.pools = [_pool(told) for told in message.pools]
 
     def cycle(self) -> None:
         """Collect, judge, publish.
@@ -199,10 +231,11 @@ class Aggregator:
 
         Raises:
             Closed: the sensor is gone.
+            Malformed: it says what is no message.
         """
-        started = time.monotonic()
+        started = self._clock.monotonic()
         self.collect()
-        collected = time.monotonic()
+        collected = self._clock.monotonic()
         try:
             self._judge(started, collected)
         except Exception:
@@ -210,104 +243,120 @@ class Aggregator:
             _log.error("a cycle failed", exc_info=True)
 
     def _judge(self, started: float, collected: float) -> None:
-        counts = self._window.total()
-        observed = self.observed(counts)
-        report = judge([one.observation for one in observed], watching=self._watching)
-        judged = time.monotonic()
+        counts = self.epoch.window.total()
+        observed = self.epoch.observed(counts)
+        watching = self._state.watching and not self._silence()
+        report = judge([one.observation for one in observed], watching=watching)
+        judged = self._clock.monotonic()
         self._publish(report, observed, counts, {"collect": collected - started, "judge": judged - collected})
 
-    def observed(self, counts: Counts | None = None) -> list[Observed]:
-        """What the analysis is told of each family: the window as it is now, unless its counts are given."""
-        counts = counts or self._window.total()
-        return [
-            observe(
-                family, counts, self.roster, self._exits, self._pools, exclusive=family in self._exclusive
-            )
-            for family in Family
-        ]
+    def _silence(self) -> str:
+        """That the sensor says nothing any more, empty while it does.
+
+        It follows WireGuard and the rules: without it, what is counted may be of other rules, or nobody's.
+        """
+        silent = self._clock.monotonic() - self._heard
+        if silent <= _SILENT * self._config.interval + _SILENT_SECONDS:
+            return ""
+        return f"the sensor has said nothing for {silent:.0f} s"
 
     def _publish(
         self, report: Report, observed: list[Observed], counts: Counts, durations: Mapping[str, float]
     ) -> None:
-        self._good = time.monotonic()
+        self._good = self._clock.monotonic()
         fill = self._counts.take_fill()
-        before = self.snapshot
-        since = before.since if before.report and before.report.verdict is report.verdict else time.time()
+        before, epoch, told = self.snapshot, self.epoch, self._state
+        now = self._clock.time()
+        since = before.since if before.report and before.report.verdict is report.verdict else now
         self.snapshot = Snapshot(
             report=report,
             since=since,
-            made=time.time(),
+            made=now,
             cycles=before.cycles + 1,
             failures=before.failures,
             durations=durations,
             outcomes=self._counts.outcomes(),
             drained_rows=self._counts.drained_rows,
-            fill={**fill, "peers": self.roster.present, "window": len(counts.pairs.keys)},
-            refused_peers=self._refused,
-            resident={"sensor": self._sensor_rss, "aggregator": resident_bytes()},
-            run_time=bpf.run_time(self._maps["program"]),
+            fill={**fill, "peers": epoch.roster.present, "window": len(counts.pairs.keys)},
+            refused_peers=told.refused,
+            resident={"sensor": told.resident, "aggregator": self._resident()},
+            run_time=RunTime(told.runs, told.run_nanoseconds),
             loads={
-                one.observation.family: load_of(one.observation, self._pools, self._config.anonymity_floor)
+                one.observation.family: load_of(one.observation, epoch.pools, self._config.anonymity_floor)
                 for one in observed
             },
-            epoch=self._epoch,
-            epoch_since=self._epoch_since,
-            change=self._before.compare(observed, self.roster, self._pools, self._epoch, time.monotonic()),
-            not_understood=self._not_understood,
-            waiting=self._waiting,
+            epoch=epoch.number,
+            epoch_since=epoch.since,
+            change=self._before.compare(
+                observed, epoch.roster, epoch.pools, epoch.number, self._clock.monotonic()
+            ),
+            not_understood=epoch.ambiguous,
+            waiting=self._silence() or told.waiting,
+            sensor_seen=self._heard_at,
             reload=self._reload,
             peers=self._views(report, observed),
             holds=self._holds(fill),
-            canaries=places(counts, self.roster, self._exits, self._pools),
+            canaries=places(counts, epoch.roster, epoch.exits, epoch.pools),
         )
 
     def _views(self, report: Report, observed: list[Observed]) -> tuple[PeerView, ...]:
         """The peers, as references to what was judged."""
         judged = [(one, report.families[one.observation.family]) for one in observed]
+        roster = self.epoch.roster
         return tuple(
-            PeerView(one, family, family.columns, self.roster.names, self.roster.are_present(one.rows))
+            PeerView(one, family, family.columns, roster.names, roster.are_present(one.rows))
             for one, family in judged
             if family.columns is not None
         )
 
     def _holds(self, fill: Mapping[str, int]) -> tuple[Holding, ...]:
-        held = self._window.held(time.monotonic())
-        kept = len(self._before)
-        return holdings(self._config, self._sensor_holds, self.roster, self._exits, held, fill, kept)
+        epoch, kept = self.epoch, len(self._before)
+        held = epoch.window.held(self._clock.monotonic())
+        return holdings(self._config, self._state.held, epoch.roster, epoch.exits, held, fill, kept)
 
     def rehearse(self) -> None:
         """Judge a relay that is made up, so that all that this needs is imported; nothing is to be kept.
 
         Only for an aggregator that is thrown away. It takes no counts from the kernel.
         """
-        self._pools = warm_up.pools()
-        self.roster.add(warm_up.members())
+        self.epoch.pools = warm_up.pools()
+        self.epoch.roster.add(warm_up.members())
         self._take(warm_up.drained())
-        started = time.monotonic()
-        self._before.remember(self.observed(), self.roster, self._pools, 0, started + self._config.window)
+        started = self._clock.monotonic()
+        epoch, until = self.epoch, started + self._config.window
+        self._before.remember(epoch.observed(), epoch.roster, epoch.pools, 0, until)
         self._judge(started, started)
 
     def healthy(self) -> web.State:
         """Whether reports are being made."""
-        age = time.monotonic() - self._good
+        age = self._clock.monotonic() - self._good
         late = age > _LATE * self._config.interval + _LATE
         return not late, f"no report for {age:.0f} s" if late else "reports are being made"
 
     def ready(self) -> web.State:
-        """Whether there is a report and nothing is waited for."""
+        """Whether there is a report, nothing is waited for, and the sensor lives."""
+        waiting = self._silence() or self.snapshot.waiting
         if self.snapshot.report is None or not self.snapshot.epoch:
-            return False, self.snapshot.waiting or "no report yet"
-        return not self.snapshot.waiting, self.snapshot.waiting or "watching"
+            return False, waiting or "no report yet"
+        return not waiting, waiting or "watching"
 
     def page(self, refreshing: bool) -> str:
         """The status page."""
-        view = View(self.snapshot, self.about, self.healthy(), self.ready(), time.time(), refreshing)
+        view = View(self.snapshot, self.about, self.healthy(), self.ready(), self._clock.time(), refreshing)
         return render(view)
 
 
-def _member(row: list[Any]) -> Member:
-    slot, family, is_network, pseudonym, predictions = row
-    return Member(slot, Family(family), is_network, pseudonym, predictions)
+def _member(told: messages.Member) -> Member:
+    predictions = {name: list(said) for name, said in told.predictions.items()}
+    return Member(told.slot, told.family, told.is_network, told.pseudonym, predictions)
+
+
+def _pool(told: ExitRanges) -> PoolRanges:
+    ends = [(ip_address(first), ip_address(last)) for first, last in told.ranges]
+    size = sum(int(last) - int(first) + 1 for first, last in ends)
+    return PoolRanges(
+        told.family, size, tuple((pack(first), pack(last)) for first, last in ends), told.origin
+    )
 
 
 def _stop(_number: int, _frame: FrameType | None) -> None:
@@ -319,49 +368,50 @@ def _stop(_number: int, _frame: FrameType | None) -> None:
 
 def main(descriptor: int) -> int:
     """Run until a signal or until the sensor ends; returns the exit status."""
-    with os.fdopen(descriptor) as file:
-        spec = json.load(file)
-    config = Config.from_json(spec["config"])
-    logs.configure("aggregator", config.log_format, config.log_level)
+    with os.fdopen(descriptor, "rb") as file:
+        spec = codec.decode(AggregatorSpec, file.read())
+    logs.configure("aggregator", spec.config.log_format, spec.config.log_level)
     parent = os.getppid()
     for number in _SIGNALS:
         signal.signal(number, _stop)
     try:
-        _watch(spec, config)
+        _watch(spec)
     except Stopped:
         if os.getppid() == parent:
             return 0
         _log.error("the service ends", reason="the sensor has ended")
-    except Closed as closed:
-        _log.error("the service ends", reason=closed.what)
+    except (Closed, Stalled, Malformed) as error:
+        _log.error("the service ends", reason=error.what)
     return EXIT_HOST
 
 
-def _watch(spec: dict[str, Any], config: Config) -> None:
+def _watch(spec: AggregatorSpec) -> None:
     """Give up root's rights, serve, and go on until something ends it.
 
     Raises:
         Stopped: we were asked to end.
-        Closed: the sensor is gone.
+        Closed, Stalled, Malformed: the sensor is gone, takes in nothing, or says what is no message.
     """
-    channel = Channel(socket.socket(fileno=spec["channel"]), "sensor")
-    access = None if spec["web"] is None else _access(spec["web"])
-    _rehearse(Aggregator(config, spec["maps"], channel, spec["hook"]))
-    privileges.drop_privileges(spec["user"])
+    config = spec.config
+    channel = aggregator_end(socket.socket(fileno=spec.channel), config.tables.peers)
+    access = None if spec.web is None else _access(spec.web)
+    _rehearse(Aggregator(config, spec.hook, KernelCounts(spec.maps, config.tables), channel))
+    privileges.drop_privileges(spec.user)
     privileges.disable_core_dumps()
     privileges.die_with_parent()
-    aggregator = Aggregator(config, spec["maps"], channel, spec["hook"])
+    aggregator = Aggregator(config, spec.hook, KernelCounts(spec.maps, config.tables), channel)
     pages = _pages(aggregator)
-    aggregator.server = web.serve(socket.socket(fileno=spec["listener"]), pages, access)
-    if spec["inspect"] is not None:
-        inspect.serve(socket.socket(fileno=spec["inspect"]), _answers(aggregator), Access(**spec["access"]))
+    aggregator.server = web.serve(socket.socket(fileno=spec.listener), pages, access)
+    if spec.inspect is not None:
+        who = Access(spec.access.owner, spec.access.group, spec.access.mode)
+        inspect.serve(socket.socket(fileno=spec.inspect), _answers(aggregator), who)
     _loop(aggregator, channel)
 
 
-def _access(told: Mapping[str, Any]) -> web.Access:
+def _access(config: WebConfig) -> web.Access:
     from detector.publish.http.access import WebAccess  # noqa: PLC0415  (5 MB that only this case needs)
 
-    return WebAccess(WebConfig.of(told))
+    return WebAccess(config)
 
 
 def _pages(aggregator: Aggregator) -> web.Pages:
@@ -386,13 +436,17 @@ def _rehearse(aggregator: Aggregator) -> None:
             json.dumps(answer({}))
 
 
-def _loop(aggregator: Aggregator, channel: Channel) -> None:
+def _loop(aggregator: Aggregator, channel: Channel[ToAggregator, ToSensor]) -> None:
     following = time.monotonic()
     while True:
         aggregator.cycle()
         following = max(following + aggregator.about.config.interval, time.monotonic())
         while (left := following - time.monotonic()) > 0:
-            if select.select([channel], [], [], left)[0]:
+            posting = [channel] if channel.is_posting else []
+            readable, writable, _ = select.select([channel], posting, [], left)
+            if writable:
+                channel.flush()
+            if readable:
                 aggregator.collect()
 
 

@@ -14,7 +14,7 @@ from detector.counts.columns import Columns
 from detector.counts.roster import NOBODY, Exits, Roster
 from detector.counts.window import TRIAL_COUNTS, Counts
 from detector.kernel.drain import SLOT, Drained, PairTables, clear_slot, read_outcomes, read_slots
-from detector.kernel.tables import FAMILIES, Outcome
+from detector.kernel.tables import FAMILIES, Outcome, set_control
 
 SHAPE = (len(FAMILIES), len(Outcome))
 _EXIT_BITS = np.uint64(32)
@@ -35,6 +35,10 @@ class KernelCounts:
         self._outcomes = np.zeros(SHAPE, np.int64)
         self.drained_rows = 0
         self._fullest = 0
+
+    def set_control(self, now: float, session_gap: float, pane: int) -> None:
+        """Tell the kernel program the time, the gap that ends a session (both in seconds) and the pane."""
+        set_control(self._maps, now, session_gap, pane)
 
     def outcomes(self) -> dict[tuple[Family, Outcome], int]:
         """Flows by what became of them, since the start."""

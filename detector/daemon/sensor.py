@@ -8,31 +8,44 @@ it, and the aggregator is its child.
 
 from __future__ import annotations
 
-import json
 import os
 import select
 import signal
 import socket
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import FrameType
-from typing import Any
 
 from detector import logs
 from detector.base.errors import EXIT_HOST, ExitprintError
 from detector.config.follow import WebFollower
 from detector.config.model import Config
 from detector.config.reload import Merged, Reload, SighupPipe, merge, read_config
-from detector.daemon import privileges
-from detector.daemon.channel import Channel, Closed
+from detector.daemon import codec, privileges
+from detector.daemon.channel import Channel, Closed, Stalled, TooLong, sensor_end
+from detector.daemon.codec import Malformed
+from detector.daemon.edges import Clock, Link, PeersReader, RulesReader, TableWriter
 from detector.daemon.memory import resident_bytes
+from detector.daemon.messages import (
+    ExitRanges,
+    Member,
+    NewConfig,
+    NewWeb,
+    Peers,
+    Released,
+    Rules,
+    SensorSpec,
+    State,
+    Stop,
+    ToAggregator,
+    ToSensor,
+)
 from detector.daemon.slots import Changes, Slot, SlotTable
 from detector.daemon.warnings import Warnings
-from detector.kernel import tables
-from detector.kernel.peer_table import PeerTable
+from detector.daemon.writing import KernelTables
 from detector.logs import get_logger
 from detector.nat.mapping import Mapping as NatMapping
 from detector.nat.mapping import read_mapping
@@ -44,24 +57,25 @@ _log = get_logger()
 _ACCESS = "the peers of the WireGuard interface"
 _SIGNALS = (signal.SIGTERM, signal.SIGINT)
 _PATIENCE = 1.5  # seconds that the aggregator has to end by itself
+_HALF_PATIENCE = 30.0  # seconds that it may leave half a message lying
 
 
 @dataclass(frozen=True, slots=True)
-class Spec:
-    """What `start` hands over.
+class Edges:
+    """What the sensor reaches the world with.
 
     Attributes:
-        maps: descriptors of the kernel tables that the sensor writes.
-        channel: descriptor of the socket to the aggregator.
-        aggregator: its process number.
-        path: the configuration file.
+        rules, peers: read the NAT rules and WireGuard.
+        tables: what the kernel program looks up.
+        clock: the module `time`.
+        resident: bytes of this process in memory.
     """
 
-    config: Config
-    maps: Mapping[str, int]
-    channel: int
-    aggregator: int
-    path: Path
+    tables: TableWriter
+    rules: RulesReader = read_mapping
+    peers: PeersReader = read_peers
+    clock: Clock = time
+    resident: Callable[[], int] = resident_bytes
 
 
 class Sensor:
@@ -74,21 +88,21 @@ class Sensor:
 
     web: WebFollower | None = None
 
-    def __init__(self, config: Config, maps: Mapping[str, int], channel: Channel) -> None:
+    def __init__(self, config: Config, edges: Edges, channel: Link[ToSensor, ToAggregator]) -> None:
         self._config = config
-        self._maps = maps
+        self._edges = edges
         self._channel = channel
         self.slots = SlotTable(config.tables.peers, config.canaries.by_address())
         if config.canaries.peers:
             _log.info("canaries are declared", count=len(config.canaries.peers), names=config.canaries.names)
-        self._table = PeerTable(maps, config.tables)
         self._written: dict[int, Slot] = {}
         self._tunnels: frozenset[int] = frozenset()
         self._mapping = NatMapping.nothing()
         self._epoch = 0
         self._refused = 0
+        self._watching = False
         self._warnings = Warnings()
-        self._reload = Reload(at=time.time())
+        self._reload = Reload(at=edges.clock.time())
 
     @property
     def config(self) -> Config:
@@ -107,10 +121,9 @@ class Sensor:
             _log.error("the configuration was not reloaded, the one before stands", reason=str(error))
             self._reload = replace(self._reload, good=False)
         else:
-            self._reload = Reload(True, time.time(), merged.restart)
+            self._reload = Reload(True, self._edges.clock.time(), merged.restart)
             self._adopt(merged)
-        told = {"config": self._config.to_json(), "reload": self._reload.as_message()}
-        self._channel.send({"kind": "config", **told})
+        self._channel.send(NewConfig(self._config, self._reload))
 
     def _adopt(self, merged: Merged) -> None:
         self._config = merged.config
@@ -129,16 +142,18 @@ class Sensor:
             Closed: the aggregator is gone.
         """
         self._follow_web()
-        rules, peers = self._follow_rules() or "", self._follow_peers() or ""
+        rules, peers = self._follow_rules() or "", self._follow_peers()
+        ran = self._edges.tables.run_time()
         self._channel.send(
-            {
-                "kind": "state",
-                "waiting": peers or rules,
-                "watching": not peers,
-                "refused": self._refused,
-                "rss": resident_bytes(),
-                "holds": self.slots.held(),
-            }
+            State(
+                waiting=peers or rules,
+                watching=self._watching,
+                refused=self._refused,
+                resident=self._edges.resident(),
+                held=self.slots.held(),
+                runs=ran.runs,
+                run_nanoseconds=ran.nanoseconds,
+            )
         )
 
     def hear(self, wait: float) -> None:
@@ -146,10 +161,14 @@ class Sensor:
 
         Raises:
             Closed: it is gone.
+            Malformed: it says what is no message, or lets go of slots that it was not asked to.
         """
         for message in self._channel.receive(wait):
-            if message["kind"] == "released":
-                self.slots.release(message["slots"])
+            if isinstance(message, Released):
+                try:
+                    self.slots.release(message.slots)
+                except ValueError as error:
+                    raise Malformed(f"the aggregator releases what it may not: {error}") from None
 
     def _follow_web(self) -> None:
         try:
@@ -161,12 +180,12 @@ class Sensor:
             return
         self._warnings.resolve("web_config_file")
         if changed:
-            self._channel.send({"kind": "web", "config": changed})
+            self._channel.send(NewWeb(changed))
             _log.info("web_config_file read again")
 
     def _follow_rules(self) -> str | None:
         try:
-            mapping = read_mapping(self._config)
+            mapping = self._edges.rules(self._config)
         except ExitprintError as error:
             # What was known of the rules still stands: a tool that fails once is no change of the rules.
             self._warnings.warn_once("rules", "the NAT rules cannot be read", error)
@@ -176,19 +195,42 @@ class Sensor:
             return None
         self._epoch += 1
         self._mapping = mapping
-        unfit = tables.set_pools(self._maps, mapping.ranges)
+        unfit = self._edges.tables.set_pools(mapping.ranges)
         if unfit:
             _log.warning("more exit ranges than the kernel program predicts for", left_out=unfit)
         for where, reason in mapping.not_understood:
             _log.warning("a rule about source NAT is not understood", where=where, reason=reason)
         _log.info("nat rules read", epoch=self._epoch, rules=mapping.rules, pools=len(mapping.pools))
-        added = self._rows(self.slots.slots())
-        self._channel.send({"kind": "rules", "epoch": self._epoch, **mapping.as_message(), "added": added})
+        self._send_rules(mapping)
         return None
 
-    def _follow_peers(self) -> str | None:
+    def _send_rules(self, mapping: NatMapping) -> None:
+        told = Rules(
+            epoch=self._epoch,
+            ambiguous=len(mapping.not_understood),
+            exclusive=tuple(sorted(mapping.exclusive)),
+            pools=tuple(
+                ExitRanges(
+                    pool.family,
+                    pool.origin,
+                    tuple((str(one.first), str(one.last)) for one in pool.ranges),
+                )
+                for pool in mapping.pools
+            ),
+            added=self._members(self.slots.slots()),
+        )
         try:
-            snapshot = read_peers(self._config.wireguard)
+            self._channel.send(told)
+        except TooLong as error:
+            # Evidence of the rules of before must not go on; without pools it is judged by what is seen.
+            _log.warning("more exit ranges than can be judged by", reason=error.what)
+            self._channel.send(replace(told, pools=()))
+
+    def _follow_peers(self) -> str:
+        """Look at WireGuard; returns what is waited for, empty for nothing."""
+        self._watching = False
+        try:
+            snapshot = self._edges.peers(self._config.wireguard)
         except ExitprintError as error:
             self._warnings.warn_once("peers", "the WireGuard interfaces cannot be listed", error)
             return str(error)
@@ -204,7 +246,8 @@ class Sensor:
         self._apply(changes)
         # Last: until its peers are written, flows of an interface are nobody's, not unattributed.
         self._write_tunnels(snapshot)
-        return str(snapshot.waiting) if snapshot.waiting else None
+        self._watching = not snapshot.waiting
+        return str(snapshot.waiting or next(iter(snapshot.unread.values()), ""))
 
     def _tell_interfaces(self, snapshot: Snapshot) -> None:
         self._warnings.resolve("peers")
@@ -224,9 +267,9 @@ class Sensor:
         if snapshot.unread:
             current |= self._tunnels
         for ifindex in current - self._tunnels:
-            tables.set_tunnel(self._maps, ifindex)
+            self._edges.tables.set_tunnel(ifindex)
         for ifindex in self._tunnels - current:
-            tables.remove_tunnel(self._maps, ifindex)
+            self._edges.tables.remove_tunnel(ifindex)
         self._tunnels = current
 
     def _apply(self, changes: Changes) -> None:
@@ -234,8 +277,8 @@ class Sensor:
         for slot in (*changes.retired, *changes.moved):
             self._erase(slot.number)
         if changes.added or changes.retired:
-            retired = [slot.number for slot in changes.retired]
-            self._channel.send({"kind": "peers", "added": self._rows(changes.added), "retired": retired})
+            retired = tuple(slot.number for slot in changes.retired)
+            self._channel.send(Peers(self._members(changes.added), retired))
         if changes.added or changes.retired or changes.moved:
             _log.info(
                 "peers changed",
@@ -245,21 +288,27 @@ class Sensor:
                 now=len(self.slots),
             )
         for slot in (*changes.added, *changes.moved):
-            self._table.set(slot.ifindex, slot.allowed.address, slot.allowed.prefix, slot.number)
+            self._edges.tables.set_peer(slot.ifindex, slot.allowed.address, slot.allowed.prefix, slot.number)
             self._written[slot.number] = slot
 
     def _erase(self, number: int) -> None:
         slot = self._written.pop(number)
-        self._table.remove(slot.ifindex, slot.allowed.address, slot.allowed.prefix)
+        self._edges.tables.remove_peer(slot.ifindex, slot.allowed.address, slot.allowed.prefix)
 
-    def _rows(self, added: Sequence[Slot]) -> list[list[Any]]:
+    def _members(self, added: Sequence[Slot]) -> tuple[Member, ...]:
         """Slots as the aggregator is told of them."""
         everyone = [slot.allowed.address for slot in self.slots.slots() if not slot.allowed.is_network]
         predictions = self._mapping.predict([slot.allowed for slot in added], everyone)
-        return [
-            [slot.number, slot.allowed.family, slot.allowed.is_network, slot.pseudonym, said]
+        return tuple(
+            Member(
+                slot.number,
+                slot.allowed.family,
+                slot.allowed.is_network,
+                slot.pseudonym,
+                {name: tuple(exits) for name, exits in said.items()},
+            )
             for slot, said in zip(added, predictions, strict=True)
-        ]
+        )
 
 
 class _Stopped(BaseException):
@@ -274,32 +323,30 @@ def _stop(_number: int, _frame: FrameType | None) -> None:
 
 def main(descriptor: int) -> int:
     """Run until a signal or until the aggregator ends; returns the exit status."""
-    with os.fdopen(descriptor) as file:
-        raw = json.load(file)
-    spec = Spec(
-        Config.from_json(raw["config"]), raw["maps"], raw["channel"], raw["aggregator"], Path(raw["path"])
-    )
-    logs.configure("sensor", spec.config.log_format, spec.config.log_level)
+    with os.fdopen(descriptor, "rb") as file:
+        spec = codec.decode(SensorSpec, file.read())
+    config = spec.config
+    logs.configure("sensor", config.log_format, config.log_level)
     for number in _SIGNALS:
         signal.signal(number, _stop)
     privileges.disable_core_dumps()
     privileges.keep_only([privileges.CAP_NET_ADMIN])
     hangup = SighupPipe()
-    channel = Channel(socket.socket(fileno=spec.channel), "aggregator")
-    sensor = Sensor(spec.config, spec.maps, channel)
-    sensor.web = WebFollower.of(spec.config, raw["web"])
+    channel = sensor_end(socket.socket(fileno=spec.channel), config.tables.peers)
+    sensor = Sensor(config, Edges(KernelTables(spec.maps, config.tables)), channel)
+    sensor.web = WebFollower.of(config, spec.web)
     try:
-        _loop(sensor, channel, hangup, spec.path)
+        _loop(sensor, channel, hangup, Path(spec.path))
     except _Stopped:
         _log.info("stopping")
         return _end_aggregator(spec.aggregator, channel)
-    except Closed as closed:
+    except (Closed, Stalled, Malformed) as error:
         status = _end_aggregator(spec.aggregator, channel)
-        _log.error("the service ends", reason=closed.what, aggregator_status=status)
+        _log.error("the service ends", reason=error.what, aggregator_status=status)
     return EXIT_HOST
 
 
-def _loop(sensor: Sensor, channel: Channel, hangup: SighupPipe, path: Path) -> None:
+def _loop(sensor: Sensor, channel: Channel[ToSensor, ToAggregator], hangup: SighupPipe, path: Path) -> None:
     following = time.monotonic()
     while True:
         sensor.step()
@@ -307,18 +354,20 @@ def _loop(sensor: Sensor, channel: Channel, hangup: SighupPipe, path: Path) -> N
         while (left := following - time.monotonic()) > 0:
             select.select([channel.fileno(), hangup.fileno()], [], [], left)
             sensor.hear(0.0)
+            if channel.stalled() > _HALF_PATIENCE:
+                raise Stalled("the aggregator has left half a message lying")
             if hangup.taken():
                 sensor.reload(path)
                 following = time.monotonic()
 
 
-def _end_aggregator(process: int, channel: Channel) -> int:
+def _end_aggregator(process: int, channel: Channel[ToSensor, ToAggregator]) -> int:
     """Ask the aggregator to end; one that does not hears of it from the kernel when we have ended.
 
     Returns:
         Its exit status: negative for a signal, 0 where it is still there.
     """
-    channel.finish({"kind": "stop"})
+    channel.finish(Stop())
     limit = time.monotonic() + _PATIENCE
     while time.monotonic() < limit:
         done, status = os.waitpid(process, os.WNOHANG)

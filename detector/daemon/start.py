@@ -6,7 +6,6 @@ Nothing of this process's memory stays: the sensor is a new program under the sa
 
 from __future__ import annotations
 
-import json
 import os
 import pwd
 import signal
@@ -14,17 +13,16 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Mapping
-from dataclasses import asdict
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import NoReturn
 
 from detector import logs
 from detector.base.errors import HostError, UsageError
 from detector.base.interpreter import module_command
 from detector.config.model import Config
-from detector.config.tls import Mark
-from detector.daemon import privileges
+from detector.config.tls import Mark, WebConfig
+from detector.daemon import codec, privileges
+from detector.daemon.messages import AggregatorSpec, SensorSpec, SocketAccess
 from detector.kernel.loader import Loaded, load
 from detector.logs import get_logger
 from detector.publish.http.listening import listen
@@ -40,8 +38,9 @@ _PATIENCE = 1.0  # seconds between two looks at what is waited for
 # For glibc: give the memory of a cycle back when it is over (mallopt(3)); 14 MB less with 100,000 pairs.
 FRUGAL = {"MALLOC_ARENA_MAX": "1", "MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"}
 
-_SENSOR_MAPS = ("peers", "networks4", "networks6", "tunnels", "pools", "link0", "link1")
-_AGGREGATOR_MAPS = ("pairs", "pairs_a", "pairs_b", "exits", "slots", "controls", "outcomes", "program")
+# The program stays out of the aggregator's reach: whoever has it can attach it once more.
+_SENSOR_MAPS = ("peers", "networks4", "networks6", "tunnels", "pools", "program", "link0", "link1")
+_AGGREGATOR_MAPS = ("pairs", "pairs_a", "pairs_b", "exits", "slots", "controls", "outcomes")
 
 
 def run(config: Config, path: Path) -> NoReturn:
@@ -71,22 +70,32 @@ def run(config: Config, path: Path) -> NoReturn:
         _log.info("hook refused", hook=hook, reason=reason)
     _log.info("kernel program attached", hook=loaded.hook)
     ours, theirs = socket.socketpair()
-    told = {"access": asdict(access), "web": web, "user": user, "hook": loaded.hook}
-    aggregator = _start_aggregator(config, loaded, theirs, (listener, inspector), told)
+    spec = AggregatorSpec(
+        config=config,
+        maps=_chosen(loaded, _AGGREGATOR_MAPS),
+        channel=theirs.fileno(),
+        listener=listener.fileno(),
+        inspect=inspector.fileno() if inspector else None,
+        access=SocketAccess(access.owner, access.group, access.mode),
+        web=web,
+        user=user,
+        hook=loaded.hook,
+    )
+    aggregator = _start_aggregator(spec)
     for end in (theirs, listener, inspector):
         if end:
             end.close()
-    _become_sensor(config, loaded, ours, {"path": str(path), "aggregator": aggregator, "web": marks})
+    maps = _chosen(loaded, _SENSOR_MAPS)
+    _become_sensor(loaded, SensorSpec(config, maps, ours.fileno(), aggregator, str(path), marks))
 
 
-def _web(config: Config) -> tuple[dict[str, Any] | None, dict[str, Mark]]:
+def _web(config: Config) -> tuple[WebConfig | None, dict[str, Mark]]:
     """What `web_config_file` says, with the marks of the files that were read; None where there is none."""
     if config.web_config_file is None:
         return None, {}
     from detector.config.web import load_web  # noqa: PLC0415  (OpenSSL, that only this case needs)
 
-    web, marks = load_web(Path(config.web_config_file), guarded=config.to_be_guarded)
-    return web.as_message(), marks
+    return load_web(Path(config.web_config_file), guarded=config.to_be_guarded)
 
 
 def _enter_namespace(config: Config) -> None:
@@ -127,10 +136,10 @@ def _wait_for_conntrack() -> None:
     _log.info("conntrack is there")
 
 
-def _spec(**parts: Any) -> int:
+def _spec(spec: SensorSpec | AggregatorSpec) -> int:
     """The descriptor of a file in memory that holds what the other process is to know."""
     descriptor = os.memfd_create("exitprint", 0)
-    os.write(descriptor, json.dumps(parts).encode())
+    os.write(descriptor, codec.encode(spec))
     os.lseek(descriptor, 0, os.SEEK_SET)
     return descriptor
 
@@ -139,46 +148,25 @@ def _chosen(loaded: Loaded, names: tuple[str, ...]) -> dict[str, int]:
     return {name: loaded.descriptors[name] for name in names if name in loaded.descriptors}
 
 
-def _start_aggregator(
-    config: Config,
-    loaded: Loaded,
-    channel: socket.socket,
-    listeners: tuple[socket.socket, socket.socket | None],
-    told: Mapping[str, Any],
-) -> int:
-    maps = _chosen(loaded, _AGGREGATOR_MAPS)
-    listener, inspector = (end.fileno() if end else None for end in listeners)
-    spec = _spec(
-        config=config.to_json(),
-        maps=maps,
-        channel=channel.fileno(),
-        listener=listener,
-        inspect=inspector,
-        **told,
-    )
-    passed = [
-        spec,
-        channel.fileno(),
-        *(end for end in (listener, inspector) if end is not None),
-        *maps.values(),
-    ]
-    command = module_command("detector.daemon.aggregator", str(spec))
+def _start_aggregator(spec: AggregatorSpec) -> int:
+    told = _spec(spec)
+    passed = [told, spec.channel, spec.listener, *spec.maps.values()]
+    if spec.inspect is not None:
+        passed.append(spec.inspect)
+    command = module_command("detector.daemon.aggregator", str(told))
     child = subprocess.Popen(command, pass_fds=passed, stdin=subprocess.DEVNULL, env=os.environ | FRUGAL)
-    os.close(spec)
+    os.close(told)
     return child.pid
 
 
-def _become_sensor(
-    config: Config, loaded: Loaded, channel: socket.socket, told: Mapping[str, Any]
-) -> NoReturn:
-    maps = _chosen(loaded, _SENSOR_MAPS)
-    spec = _spec(config=config.to_json(), maps=maps, channel=channel.fileno(), **told)
+def _become_sensor(loaded: Loaded, spec: SensorSpec) -> NoReturn:
+    told = _spec(spec)
     for descriptor in loaded.descriptors.values():  # they came over a socket: inheritable
         os.set_inheritable(descriptor, False)
-    for descriptor in (spec, channel.fileno(), *maps.values()):
+    for descriptor in (told, spec.channel, *spec.maps.values()):
         os.set_inheritable(descriptor, True)
     sys.stderr.flush()
-    command = module_command("detector.daemon.sensor", str(spec))
+    command = module_command("detector.daemon.sensor", str(told))
     os.execve(command[0], command, os.environ | FRUGAL)  # noqa: S606
 
 

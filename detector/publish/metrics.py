@@ -149,6 +149,8 @@ METRICS = (
     Metric("rules_not_understood", "gauge", "", (),
            "Rules about source NAT that are not understood.", "sensor"),
     Metric("waiting", "gauge", "", (), "1 while the service waits for WireGuard or conntrack.", "sensor"),
+    Metric("sensor_last_seen_timestamp_seconds", "gauge", "seconds", (),
+           "When the sensor last said that it lives; without it nothing is followed.", "aggregator"),
     Metric("config_last_reload_successful", "gauge", "", (),
            "1, or 0 if the configuration file was not accepted at the last SIGHUP: the one before stands.",
            "sensor"),

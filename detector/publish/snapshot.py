@@ -62,6 +62,7 @@ class Snapshot:
         epoch: number of the current epoch, 0 before the rules were read.
         change: by family, what the last change of the rules did to the mapping.
         waiting: what is waited for, empty for nothing.
+        sensor_seen: when the sensor said something last, in seconds since 1970; 0 before it did.
         reload: how reading the configuration went last.
         peers: by family, for who asks on the relay itself.
         holds: what is in memory.
@@ -86,6 +87,7 @@ class Snapshot:
     change: Mapping[Family, Change] = field(default_factory=dict)
     not_understood: int = 0
     waiting: str = ""
+    sensor_seen: float = 0.0
     reload: Reload = field(default_factory=Reload)
     peers: tuple[PeerView, ...] = field(default=(), repr=False)
     holds: tuple[Holding, ...] = ()
@@ -160,6 +162,7 @@ def samples(now: Snapshot, about: About) -> Samples:
         "rules_epoch": [((), now.epoch)],
         "rules_not_understood": [((), now.not_understood)],
         "waiting": [((), float(bool(now.waiting)))],
+        "sensor_last_seen_timestamp_seconds": [((), now.sensor_seen)],
         "config_last_reload_successful": [((), float(now.reload.good))],
         "config_last_reload_success_timestamp_seconds": [((), now.reload.at)],
         "config_restart_needed": [((), len(now.reload.restart))],

@@ -33,8 +33,10 @@ from detector.analysis.verdict import judge
 from detector.base.family import Family
 from detector.config.model import Config, Tables
 from detector.daemon.aggregator import Aggregator
-from detector.daemon.channel import Channel
+from detector.daemon.channel import aggregator_end, sensor_end
+from detector.daemon.counting import KernelCounts
 from detector.daemon.memory import resident_bytes
+from detector.daemon.messages import ExitRanges, Member, Rules
 from detector.kernel import bpf
 from detector.kernel.drain import BLOCK, SLOT, VOTES_FIRSTS, possible_processors
 from detector.kernel.loader import load
@@ -90,10 +92,12 @@ def cycle(peers: int, pairs: int) -> Results:
     with _namespace() as namespace, entered(namespace):
         loaded = load("auto", sizes, config.session_gap)
     ours, theirs = socket.socketpair()
-    aggregator = Aggregator(config, loaded.descriptors, Channel(ours, "sensor"), loaded.hook)
-    teller = threading.Thread(target=Channel(theirs, "aggregator").send, args=[_rules(peers)])
+    aggregator = Aggregator(
+        config, loaded.hook, KernelCounts(loaded.descriptors, sizes), aggregator_end(ours, sizes.peers)
+    )
+    teller = threading.Thread(target=sensor_end(theirs, sizes.peers).send, args=[_rules(peers)])
     teller.start()
-    while aggregator.roster.rows < peers:
+    while aggregator.epoch.roster.rows < peers:
         aggregator.collect()
     teller.join()
     for _ in range(2):
@@ -134,29 +138,26 @@ def _timed(aggregator: Aggregator) -> Results:
     return {**aggregator.snapshot.durations, "together": together, "processor": processor}
 
 
-def _rules(peers: int) -> dict[str, Any]:
+def _rules(peers: int) -> Rules:
     """What the sensor says at the start: a pool, and every peer with its predicted exits."""
     exits = [str(_FIRST_EXIT + number) for number in range(_EXITS)]
     spread = np.random.default_rng(3).integers(0, _EXITS, (peers, len(_PREDICTORS)))
-    return {
-        "kind": "rules",
-        "epoch": 1,
-        "not_understood": 0,
-        "exclusive": [],
-        "pools": [
-            {"family": "ipv4", "size": _EXITS, "origin": "the bench", "ranges": [[exits[0], exits[-1]]]}
-        ],
-        "added": [
-            [
+    return Rules(
+        epoch=1,
+        ambiguous=0,
+        exclusive=(),
+        pools=(ExitRanges(Family.IPV4, "the bench", ((exits[0], exits[-1]),)),),
+        added=tuple(
+            Member(
                 slot,
-                "ipv4",
+                Family.IPV4,
                 False,
-                f"peer{slot}",
-                {n: [exits[at]] for n, at in zip(_PREDICTORS, row, strict=True)},
-            ]
-            for slot, row in enumerate(spread)
-        ],
-    }
+                f"peer{slot:07}",
+                {name: (exits[number],) for name, number in zip(_PREDICTORS, spread[slot], strict=True)},
+            )
+            for slot in range(peers)
+        ),
+    )
 
 
 def _in_child(work: Callable[[], None]) -> None:

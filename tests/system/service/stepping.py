@@ -13,8 +13,10 @@ from typing import Any
 from detector.base.family import Address, Family
 from detector.config.model import Config, Tables
 from detector.daemon.aggregator import Aggregator
-from detector.daemon.channel import Channel
-from detector.daemon.sensor import Sensor
+from detector.daemon.channel import aggregator_end, sensor_end
+from detector.daemon.counting import KernelCounts
+from detector.daemon.sensor import Edges, Sensor
+from detector.daemon.writing import KernelTables
 from detector.kernel.loader import load
 from detector.lab.namespaces import entered
 from detector.lab.relay import Lab
@@ -43,8 +45,8 @@ class Stepped:
             (slot.pseudonym, slot.allowed.family): slot.allowed.address for slot in self.sensor.slots.slots()
         }
         found: Counter[tuple[Address, Address]] = Counter()
-        for one in self.aggregator.observed():
-            names = self.aggregator.roster.pseudonyms(one.rows)
+        for one in self.aggregator.epoch.observed():
+            names = self.aggregator.epoch.roster.pseudonyms(one.rows)
             seen = one.observation
             for peer, exit_, flows in zip(seen.peer, seen.exit, seen.flows, strict=True):
                 found[tunnel[names[peer], seen.family], seen.exits[exit_]] += int(flows)
@@ -52,17 +54,17 @@ class Stepped:
 
     def rows(self, family: Family) -> list[tuple[str, int]]:
         """Pseudonym and flows of every row of a family, in the order in which they came."""
-        one = next(one for one in self.aggregator.observed() if one.observation.family is family)
+        one = next(one for one in self.aggregator.epoch.observed() if one.observation.family is family)
         flows = [0] * len(one.rows)
         for peer, count in zip(one.observation.peer, one.observation.flows, strict=True):
             flows[peer] += int(count)
-        return list(zip(self.aggregator.roster.pseudonyms(one.rows), flows, strict=True))
+        return list(zip(self.aggregator.epoch.roster.pseudonyms(one.rows), flows, strict=True))
 
     def trials(self) -> int:
         """Everything that was tried for a contrast or for the destination predictor, in the window."""
         return sum(
             int(trials.tried.sum())
-            for one in self.aggregator.observed()
+            for one in self.aggregator.epoch.observed()
             for trials in (
                 one.observation.same_destination,
                 one.observation.same_port,
@@ -83,8 +85,10 @@ def stepped(lab: Lab, **keys: Any) -> Iterator[Stepped]:
         loaded = load(config.hook, config.tables, config.session_gap)
     one, other = socket.socketpair()
     with one, other:
-        sensor = Sensor(config, loaded.descriptors, Channel(one, "aggregator"))
-        aggregator = Aggregator(config, loaded.descriptors, Channel(other, "sensor"), loaded.hook)
+        slots, maps = config.tables.peers, loaded.descriptors
+        sensor = Sensor(config, Edges(KernelTables(maps, config.tables)), sensor_end(one, slots))
+        counts = KernelCounts(maps, config.tables)
+        aggregator = Aggregator(config, loaded.hook, counts, aggregator_end(other, slots))
         try:
             both = Stepped(lab, sensor, aggregator)
             both.step()

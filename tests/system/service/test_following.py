@@ -196,7 +196,7 @@ def test_who_left_is_forgotten_after_the_window(lab: Lab) -> None:
     gone = lab.peers[3]
     theirs = [ip_interface(allowed).ip for allowed in gone.allowed_ips()]
     with stepped(lab, window=2.0) as both:
-        roster = both.aggregator.roster
+        roster = both.aggregator.epoch.roster
         send(lab, 320)
         both.step()
         name = next(
@@ -258,7 +258,7 @@ def test_flows_of_a_slot_that_stands_for_nobody_are_unattributed(lab: Lab) -> No
             for slot in both.sensor.slots.slots()
             if slot.allowed.address == lab.peers[0].tunnel[Family.IPV6]
         )
-        both.aggregator.roster.retire([slot])
+        both.aggregator.epoch.roster.retire([slot])
         send(lab, 160)
         both.step()
         assert both.pairs().total() == 150
