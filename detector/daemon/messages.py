@@ -8,15 +8,22 @@ channel` bounds their length, `detector.daemon.codec` checks what arrives.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from detector.base.family import Family
+from detector.config.canaries import Canaries
 from detector.config.model import Config
 from detector.config.reload import Reload
 from detector.config.tls import Mark, WebConfig
 
 MAX_PSEUDONYM = 64
 _MAX_SLOT = 1 << 24
+
+
+def for_aggregator(config: Config) -> Config:
+    """A configuration without the tunnel addresses that it names: the aggregator is told of none."""
+    named = tuple(replace(one, addresses=()) for one in config.canaries.peers)
+    return replace(config, canaries=Canaries((), named))
 
 
 @dataclass(frozen=True, slots=True)

@@ -42,6 +42,7 @@ from detector.daemon.messages import (
     Stop,
     ToAggregator,
     ToSensor,
+    for_aggregator,
 )
 from detector.daemon.slots import Changes, Slot, SlotTable
 from detector.daemon.warnings import Warnings
@@ -123,7 +124,7 @@ class Sensor:
         else:
             self._reload = Reload(True, self._edges.clock.time(), merged.restart)
             self._adopt(merged)
-        self._channel.send(NewConfig(self._config, self._reload))
+        self._channel.send(NewConfig(for_aggregator(self._config), self._reload))
 
     def _adopt(self, merged: Merged) -> None:
         self._config = merged.config

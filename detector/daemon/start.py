@@ -22,7 +22,7 @@ from detector.base.interpreter import module_command
 from detector.config.model import Config
 from detector.config.tls import Mark, WebConfig
 from detector.daemon import codec, privileges
-from detector.daemon.messages import AggregatorSpec, SensorSpec, SocketAccess
+from detector.daemon.messages import AggregatorSpec, SensorSpec, SocketAccess, for_aggregator
 from detector.kernel.loader import Loaded, load
 from detector.logs import get_logger
 from detector.publish.http.listening import listen
@@ -71,7 +71,7 @@ def run(config: Config, path: Path) -> NoReturn:
     _log.info("kernel program attached", hook=loaded.hook)
     ours, theirs = socket.socketpair()
     spec = AggregatorSpec(
-        config=config,
+        config=for_aggregator(config),
         maps=_chosen(loaded, _AGGREGATOR_MAPS),
         channel=theirs.fileno(),
         listener=listener.fileno(),

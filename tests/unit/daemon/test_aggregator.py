@@ -10,9 +10,9 @@ from typing import Any
 
 import pytest
 
-from detector.analysis.report import Reason, Verdict
 from detector.base.errors import HostError
 from detector.base.family import Family
+from detector.base.verdicts import Reason, Verdict
 from detector.config.model import Config, Tables
 from detector.config.reload import Reload
 from detector.config.tls import WebConfig

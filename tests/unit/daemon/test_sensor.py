@@ -15,11 +15,12 @@ import pytest
 from detector.base.errors import HostError, NotYet, UsageError
 from detector.base.family import Family
 from detector.base.ranges import AddressRange
+from detector.config.canaries import Canaries, Canary
 from detector.config.model import Config, Tables
 from detector.config.tls import WebConfig
 from detector.daemon import sensor as room
 from detector.daemon.channel import Closed, TooLong, aggregator_end, sensor_end
-from detector.daemon.codec import Malformed
+from detector.daemon.codec import Malformed, encode
 from detector.daemon.messages import NewConfig, Peers, Released, Rules, State
 from detector.daemon.sensor import Edges, Sensor
 from detector.nat.mapping import mapping_of
@@ -229,6 +230,18 @@ def test_a_reload_is_told_and_one_that_fails_changes_nothing(monkeypatch: pytest
     bench.it.reload(Path("x"))
     (told,) = bench.link.sent
     assert (told.reload.good, told.config) == (False, bench.it.config)
+
+
+def test_a_reload_tells_no_address_of_a_canary(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Names only: the aggregator is told of no tunnel address, whoever it belongs to."""
+    canaries = Canaries(("10.9.0.0/24",), (Canary("c1", ("10.9.0.1",)),))
+    config = replace(CONFIG, canaries=canaries)
+    bench = Bench(config)
+    monkeypatch.setattr(room, "read_config", lambda _: config)
+    bench.it.reload(Path("x"))
+    (told,) = bench.link.sent
+    assert told.config.canaries.names == ("c1",)
+    assert b"10.9.0" not in encode(told)
 
 
 class _Web:
