@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from ipaddress import IPv4Network, IPv6Network, ip_address, ip_network
 from typing import Any
 
 from detector.base.family import Address
+from detector.config.kinds import Kind, Problem, Reading, Where
 
 MAX_CANARIES = 64
 NAME = re.compile(r"[a-z0-9-]{1,32}")
@@ -74,6 +75,25 @@ class NotCanaries(ValueError):
         super().__init__(f"{key}: {reason}" if key else reason)
         self.key = key
         self.reason = reason
+
+
+@dataclass(frozen=True, slots=True)
+class Declared(Kind):
+    """What stands under `canaries`; no value is shown: an address that is none of theirs may be a customer's."""
+
+    expected: str = EXPECTED
+    secret: bool = field(default=True, kw_only=True)
+
+    def read(self, value: object, where: Where, reading: Reading) -> Canaries | None:
+        """The canaries; None, and a problem at the key that is wrong, where they are not accepted."""
+        try:
+            return parse_canaries(value)
+        except NotCanaries as error:
+            inside = (part[1:-1] for part in re.findall(r"\[\d+\]", error.key))
+            names = tuple(re.sub(r"\[\d+\]$", "", error.key).split(".", 1)) if error.key else ()
+            place = (*where, *names, *map(int, inside))
+            reading.problems.append(Problem(place, error.reason))
+            return None
 
 
 def parse_canaries(value: object) -> Canaries:

@@ -1,75 +1,44 @@
 # SPDX-License-Identifier: Apache-2.0
-"""YAML files of keys and values, validated as a whole, every problem on a line of its own.
+"""YAML files of keys and values, with the line that each stands in; bounded, whatever the file holds.
 
-A line names the file, the line in it, the key, the value and what is expected.
+A message names the file, the line in it, the key, the value and what is expected, each problem on a line of
+its own.
 """
 
 from __future__ import annotations
 
-import difflib
-import json
-from collections.abc import Collection, Iterable, Iterator
-from dataclasses import dataclass
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, NoReturn
 
 import yaml
-from pydantic import BaseModel, Field, ValidationError
-from pydantic_core import ErrorDetails, PydanticCustomError
 
 from detector.base.errors import UsageError
+from detector.config.kinds import Problem, Unusable, Where
 
-MAX_FILE_BYTES = 1 << 20
+MAX_VALUES = 65_536
+"""Values in a file; those behind an alias count each time that it is used."""
 
-# Where a key stands: ("tables", "peers") or ("exits", 0).
-Where = tuple[str | int, ...]
+MAX_DEPTH = 16
+_MAX_PROBLEMS = 20
+_MAX_DIGITS = 30
+_MAX_TOLD = 1 << 15  # characters of a file whose mistake is looked for a second time
+_ENDPOINT = re.compile(r":\s+\[[0-9A-Fa-f:.]*::?[0-9A-Fa-f:.]*\]:\d")
+
+# libyaml's where it is there: 65,536 values take 0.3 s and not 8.
+_Loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 
 class ConfigError(UsageError):
     """A configuration file that is not accepted; `problems` holds a line for each thing to mend."""
 
     def __init__(self, path: Path, problems: Iterable[str]) -> None:
-        self.problems = tuple(problems)
+        found = tuple(problems)
+        more = len(found) - _MAX_PROBLEMS
+        self.problems = (*found[:_MAX_PROBLEMS], f"{path}: and {more} more") if more > 0 else found
         super().__init__("\n".join(self.problems), f"mend it, then try `exitprint check-config {path}`")
-
-
-def because(reason: str) -> PydanticCustomError:
-    """An error that says why a value is not what is expected."""
-    # The first argument tells these from pydantic's own errors; the second is a template.
-    return PydanticCustomError("because", "{reason}", {"reason": reason})
-
-
-def expects(description: str, **bounds: Any) -> Any:
-    """A key that may be left out, and what to say is expected of its value."""
-    # The default is never used: only keys that are set go on, and `Config` has the defaults.
-    return Field(None, description=description, **bounds)
-
-
-def read(path: Path) -> str:
-    """The text of a file.
-
-    Raises:
-        ConfigError: it cannot be read, or is none.
-    """
-    try:
-        with path.open("rb") as file:
-            data = file.read(MAX_FILE_BYTES + 1)
-    except OSError as error:
-        raise ConfigError(path, [f"{path}: cannot be read: {error.strerror}"]) from None
-    if len(data) > MAX_FILE_BYTES:
-        raise ConfigError(path, [f"{path}: more than {MAX_FILE_BYTES} bytes are no configuration"])
-    try:
-        return data.decode()
-    except UnicodeDecodeError as error:
-        raise ConfigError(path, [f"{path}: byte {error.start} is not UTF-8 text"]) from None
-
-
-@dataclass(frozen=True, slots=True)
-class Problem:
-    """Something wrong at a key; a value that may be a secret is not in `text`."""
-
-    where: Where
-    text: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,150 +46,232 @@ class Document:
     """A parsed file: what it holds, and the line that each key stands in."""
 
     path: Path
-    value: dict[Any, Any]
+    value: dict[str, Any]
     lines: dict[Where, int]
-
-    def at(self, where: Where) -> object:
-        """The value as it stands in the file."""
-        value: Any = self.value
-        for part in where:
-            value = value[part]
-        return value
 
     def line(self, problem: Problem) -> str:
         """The problem as a person reads it."""
-        place = f"{self.path}:{self.lines[problem.where]}" if problem.where in self.lines else f"{self.path}"
+        number = self._number(problem.where)
+        place = f"{self.path}:{number}" if number else f"{self.path}"
         return f"{place}: {_dotted(problem.where)}: {problem.text}"
 
+    def error(self, problems: Iterable[Problem]) -> ConfigError:
+        """All problems, in the order of the file."""
+        ordered = sorted(problems, key=lambda problem: self._number(problem.where))
+        return ConfigError(self.path, map(self.line, ordered))
 
-def parse(path: Path, text: str) -> Document:
+    def _number(self, where: Where) -> int:
+        """The line of a place, or of the nearest one around it: what an alias holds has lines elsewhere."""
+        if where in self.lines:
+            return self.lines[where]
+        while len(where) > 1:
+            where = where[:-1]
+            if where in self.lines:
+                return self.lines[where]
+        return 0
+
+
+def parse(path: Path, text: str, example: str) -> Document:
     """The keys and values of a YAML text.
 
+    Args:
+        path: of the file.
+        text: what it holds.
+        example: a line that the file could have.
+
     Raises:
-        ConfigError: it is none, or a key is there twice.
+        ConfigError: it is none, too much, or a key is there twice.
     """
+    builder = _Builder(path)
     try:
-        node, value = _load(text)
+        for event in yaml.parse(text, Loader=_Loader):
+            builder.take(event)
     except yaml.MarkedYAMLError as error:
-        raise ConfigError(path, [_syntax(path, error)]) from None
-    except yaml.YAMLError:
-        raise ConfigError(path, [f"{path}: holds a character that YAML does not allow"]) from None
-    except (ValueError, RecursionError):  # an impossible date, say, or a thousand brackets
-        raise ConfigError(path, [f"{path}: holds a value that is none"]) from None
-    document = Document(path, value if isinstance(value, dict) else {}, {})
-    if twice := list(_walk(node, (), document.lines, set())):
-        raise ConfigError(path, map(document.line, twice))
-    if not isinstance(value, dict):
-        raise ConfigError(path, [f"{path}: expected keys with values, such as `relay: se-sto-wg-001`"])
+        raise ConfigError(path, [_syntax(path, text, error)]) from None
+    except yaml.reader.ReaderError:
+        wrong = yaml.SafeLoader.NON_PRINTABLE.search(text)
+        line = text.count("\n", 0, wrong.start() if wrong else 0) + 1
+        raise ConfigError(path, [f"{path}:{line}: holds a character that YAML does not allow"]) from None
+    document = Document(path, builder.value if isinstance(builder.value, dict) else {}, builder.lines)
+    if builder.twice:
+        raise ConfigError(path, map(document.line, builder.twice))
+    if not isinstance(builder.value, dict):
+        raise ConfigError(path, [f"{path}:{builder.line}: expected keys with values, such as `{example}`"])
     return document
 
 
-def _load(text: str) -> tuple[yaml.Node | None, object]:
-    loader = yaml.SafeLoader(text)
-    try:
-        node = loader.get_single_node()
-        return node, loader.construct_document(node) if node else {}
-    finally:
-        loader.dispose()
-
-
-def _syntax(path: Path, error: yaml.MarkedYAMLError) -> str:
+def _syntax(path: Path, text: str, error: yaml.MarkedYAMLError) -> str:
+    if len(text) <= _MAX_TOLD:  # PyYAML's own parser says it better than libyaml
+        try:
+            for _ in yaml.parse(text, Loader=yaml.SafeLoader):
+                pass
+        except yaml.MarkedYAMLError as plainer:
+            error = plainer
+        except yaml.YAMLError:
+            pass
     # The error's own text quotes the line, which may hold anything.
     mark = error.problem_mark or error.context_mark
     place = f":{mark.line + 1}:{mark.column + 1}" if mark else ""
-    return f"{path}{place}: not YAML: {error.problem or error.context}"
+    line = (text.split("\n")[mark.line : mark.line + 1] or [""])[0] if mark else ""
+    hint = '; an address such as "[::1]:9973" stands in quotes' if _ENDPOINT.search(line) else ""
+    return f"{path}{place}: not YAML: {error.problem or error.context}{hint}"
 
 
-def _walk(node: yaml.Node | None, where: Where, lines: dict[Where, int], seen: set[int]) -> Iterator[Problem]:
-    """Notes the line of every key and yields the keys that are there twice; an alias is walked once."""
-    if node is None or id(node) in seen:
-        return
-    seen.add(id(node))
-    for key, marked, value in _children(node):
-        place = (*where, key)
-        if place in lines:
-            yield Problem(place, f"the key is there again in line {marked.start_mark.line + 1}")
-            continue
-        lines[place] = marked.start_mark.line + 1
-        yield from _walk(value, place, lines, seen)
+# --- from YAML's events to values -------------------------------------------------------------------
 
 
-def _children(node: yaml.Node) -> list[tuple[str | int, yaml.Node, yaml.Node]]:
-    if isinstance(node, yaml.MappingNode):
-        return [(str(key.value), key, value) for key, value in node.value]
-    if isinstance(node, yaml.SequenceNode):
-        return [(index, value, value) for index, value in enumerate(node.value)]
-    return []
+@dataclass(slots=True)
+class _Open:
+    """A list or a mapping that is being filled.
 
-
-def problems(
-    error: ValidationError, document: Document, model: type[BaseModel], secret: Collection[str] = ()
-) -> list[Problem]:
-    """What pydantic found, in the order of the file.
-
-    Args:
-        error: its findings.
-        document: the file.
-        model: what may stand in it.
-        secret: keys whose values, and what is within them, are not to be shown.
+    Attributes:
+        size: how many values it comes to.
+        key: the mapping's key that waits for its value.
     """
-    found = [_problem(details, document, model, secret) for details in error.errors(include_url=False)]
-    return sorted(found, key=lambda problem: document.lines.get(problem.where, 0))
+
+    value: list[Any] | dict[str, Any]
+    where: Where
+    anchor: str | None
+    size: int = 1
+    key: str | None = None
 
 
-def _problem(
-    details: ErrorDetails, document: Document, model: type[BaseModel], secret: Collection[str]
-) -> Problem:
-    where = details["loc"]
-    if details["type"] == "invalid_key":  # a number, say
-        where = tuple(str(part) for part in where)
-        return Problem(where, _unknown(model, where))
-    if details["type"] == "extra_forbidden":
-        return Problem(where, _unknown(model, where))
-    shown = "its value, not shown here," if where[0] in secret else _shown(document.at(where))
-    reason = f" ({details['msg']})" if details["type"] == "because" else ""
-    return Problem(where, f"{shown} is not {_expected(model, where)}{reason}")
+@dataclass(slots=True)
+class _Builder:
+    """Makes values of events, one at a time, without recursion.
 
+    Attributes:
+        value: the document, once it is complete; an empty one holds no key.
+        line: where it begins.
+        lines: where each key stands.
+        twice: keys that are there again.
+    """
 
-def _place(model: type[BaseModel], where: Where) -> tuple[type[BaseModel], str]:
-    """The group that a place is in, and its key there, or that of the list or mapping around it."""
-    for part in where[:-1]:
-        inner = _group(model, str(part))
-        if inner is None:
-            return model, str(part)
-        model = inner
-    return model, str(where[-1])
+    path: Path
+    value: Any = field(default_factory=dict)
+    line: int = 1
+    lines: dict[Where, int] = field(default_factory=dict)
+    twice: list[Problem] = field(default_factory=list)
+    _open: list[_Open] = field(default_factory=list)
+    _anchors: dict[str, tuple[Any, int] | None] = field(default_factory=dict)
+    _scalars: Any = field(default_factory=lambda: yaml.SafeLoader(""))
+    _begun: bool = False
 
+    def take(self, event: yaml.Event) -> None:
+        """The next event.
 
-def _group(model: type[BaseModel], key: str) -> type[BaseModel] | None:
-    """The keys that may stand under a key."""
-    field = model.model_fields.get(key)
-    kinds = (field.annotation, *get_args(field.annotation)) if field else ()
-    return next((kind for kind in kinds if isinstance(kind, type) and issubclass(kind, BaseModel)), None)
+        Raises:
+            ConfigError: the file holds more than a configuration does, or what none does.
+        """
+        line = event.start_mark.line + 1 if event.start_mark else 0
+        match event:
+            case yaml.DocumentStartEvent():
+                if self._begun:
+                    self._refuse(line, "a second document begins: a configuration is one")
+                self._begun = True
+            case yaml.SequenceStartEvent() | yaml.MappingStartEvent():
+                self._begin(event, line)
+            case yaml.SequenceEndEvent() | yaml.MappingEndEvent():
+                done = self._open.pop()
+                if done.anchor:
+                    self._anchors[done.anchor] = (done.value, done.size)
+                self._put(done.value, done.size, line)
+            case yaml.ScalarEvent():
+                self._scalar(event, line)
+            case yaml.AliasEvent():
+                self._alias(event.anchor, line)
 
+    def _begin(self, event: yaml.SequenceStartEvent | yaml.MappingStartEvent, line: int) -> None:
+        if len(self._open) >= MAX_DEPTH:
+            self._refuse(line, f"more than {MAX_DEPTH} levels of lists and keys are no configuration")
+        if self._awaits_key():
+            self._refuse(line, "a list or a mapping stands where a key is expected")
+        where = self._next_where(line)
+        value: list[Any] | dict[str, Any] = [] if isinstance(event, yaml.SequenceStartEvent) else {}
+        if event.anchor:
+            self._anchors[event.anchor] = None  # not complete: nothing inside can be an alias of it
+        self._open.append(_Open(value, where, event.anchor))
 
-def _expected(model: type[BaseModel], where: Where) -> str:
-    group, key = _place(model, where)
-    return str(group.model_fields[key].description)
+    def _scalar(self, event: yaml.ScalarEvent, line: int) -> None:
+        if self._awaits_key():
+            # As it is written: to YAML `123` and `no` would be a number and a flag.
+            self._key(event.value, line)
+            return
+        value = self._value_of(event)
+        if event.anchor:
+            self._anchors[event.anchor] = (value, 1)
+        self._next_where(line)
+        self._put(value, 1, line)
 
+    def _value_of(self, event: yaml.ScalarEvent) -> object:
+        tag = event.tag
+        if tag is None or tag == "!":
+            tag = self._scalars.resolve(yaml.ScalarNode, event.value, event.implicit)
+        node = yaml.ScalarNode(tag, event.value)
+        kind = tag.rpartition(":")[2]
+        if kind == "timestamp":
+            return Unusable(event.value, "to YAML it is a date: in quotes it is a text")
+        if kind in ("int", "float") and len(event.value) > _MAX_DIGITS:
+            return Unusable(event.value, f"a number of {len(event.value)} characters")
+        try:
+            value = self._scalars.construct_object(node)
+        except (yaml.YAMLError, ValueError, KeyError, OverflowError):
+            return Unusable(event.value, f"it is no {kind}")
+        return value if isinstance(value, str | int | float | None) else Unusable(event.value, f"a {kind}")
 
-def _unknown(model: type[BaseModel], where: Where) -> str:
-    # The value stays unsaid: nobody knows what it is.
-    known = list(_place(model, where)[0].model_fields)
-    near = difflib.get_close_matches(str(where[-1]), known, n=1)
-    return (
-        f"unknown key: did you mean {near[0]}?"
-        if near
-        else f"unknown key: expected one of {', '.join(known)}"
-    )
+    def _alias(self, name: str | None, line: int) -> None:
+        if self._awaits_key():
+            self._refuse(line, "an alias stands where a key is expected")
+        known = self._anchors.get(name or "")
+        if known is None:
+            why = "stands inside what it names" if name in self._anchors else "names nothing"
+            self._refuse(line, f"the alias *{str(name)[:40]} {why}")
+        value, size = known
+        self._next_where(line)
+        self._put(value, size, line)
 
+    def _awaits_key(self) -> bool:
+        return bool(self._open) and isinstance(self._open[-1].value, dict) and self._open[-1].key is None
 
-def _shown(value: object) -> str:
-    try:
-        text = json.dumps(value, ensure_ascii=False)
-    except (TypeError, ValueError):  # a date, or a list that holds itself
-        text = str(value) if not isinstance(value, dict | list) else "it"
-    return text if len(text) <= 60 else f"{text[:57]}..."
+    def _key(self, name: str, line: int) -> None:
+        around = self._open[-1]
+        where = (*around.where, name)
+        if where in self.lines:
+            self.twice.append(Problem(where, f"the key is there again in line {line}"))
+        else:
+            self.lines[where] = line
+        around.key = name
+
+    def _next_where(self, line: int) -> Where:
+        """Where the value that begins here stands."""
+        if not self._open:
+            self.line = line
+            return ()
+        around = self._open[-1]
+        if isinstance(around.value, dict):
+            return (*around.where, around.key or "")
+        where = (*around.where, len(around.value))
+        self.lines[where] = line
+        return where
+
+    def _put(self, value: Any, size: int, line: int) -> None:
+        if not self._open:
+            self.value = {} if value is None else value
+            return
+        around = self._open[-1]
+        around.size += size
+        if around.size > MAX_VALUES:
+            self._refuse(
+                line, f"more than {MAX_VALUES} values, aliases counted each time, are no configuration"
+            )
+        if isinstance(around.value, dict):
+            around.value[around.key or ""] = value
+            around.key = None
+        else:
+            around.value.append(value)
+
+    def _refuse(self, line: int, what: str) -> NoReturn:
+        raise ConfigError(self.path, [f"{self.path}:{line}: {what}"])
 
 
 def _dotted(where: Where) -> str:

@@ -19,18 +19,10 @@ from typing import Any
 
 from detector.base.errors import EXIT_USAGE, UsageError
 from detector.base.interpreter import module_command
+from detector.config.keys import keys_of
 from detector.config.model import Config
 
-LIVE = (
-    "relay",
-    "wireguard",
-    "exits",
-    "interval",
-    "session_gap",
-    "anonymity_floor",
-    "log_format",
-    "log_level",
-)
+LIVE = tuple(name for name, one in keys_of(Config).items() if one.live)
 """Keys that need no restart; every other one does."""
 
 _PATIENCE = 30.0  # seconds that reading a file may take

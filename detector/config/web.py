@@ -3,41 +3,46 @@
 
 The format is https://prometheus.io/docs/prometheus/latest/configuration/https/; what is not supported is
 refused by name, and so is every file that others could read or change to their advantage. As a program of its
-own it prints what it read for a process that holds neither the validator nor the YAML parser.
+own it prints what it read for a process that does not hold the YAML parser.
 """
 
 from __future__ import annotations
 
 import json
-import os
 import re
 import ssl
 import stat
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args
+from typing import Any, ClassVar, get_args
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, ValidationError
-
-from detector.config.document import (
-    MAX_FILE_BYTES,
-    ConfigError,
+from detector.config.document import ConfigError, parse
+from detector.config.guarded import UnsafeError, read_guarded
+from detector.config.keys import Group, key, read_keys
+from detector.config.kinds import (
+    Choice,
+    Flag,
+    Matching,
+    Named,
+    Nullable,
+    Plain,
     Problem,
+    Reading,
+    Refused,
+    Several,
     Where,
-    because,
-    expects,
-    parse,
-    problems,
 )
-from detector.config.tls import ClientAuth, Mark, Tls, Version, WebConfig, mark_of
+from detector.config.tls import ClientAuth, Mark, Tls, Version, WebConfig
 from detector.config.tls_context import context_of
 
-_HASH = re.compile(r"\$2[aby]\$(\d\d)\$[./A-Za-z0-9]{53}")
+_EXAMPLE = "basic_auth_users: {prometheus: <hash>}"
+_BCRYPT = re.compile(r"\$2[aby]\$(\d\d)\$[./A-Za-z0-9]{53}")
 _MOST_ROUNDS = 15  # 2^15: a second or so for each password that is tried
+_MOST_USERS = 1000
 
-# The names of Go's standard library, and OpenSSL's. TLS 1.3 has its own, which nobody chooses.
+# The names of Go's standard library, and OpenSSL's.
 _CIPHERS = {
     "TLS_ECDHE_ECDSA_WITH_AES_128_GCM_SHA256": "ECDHE-ECDSA-AES128-GCM-SHA256",
     "TLS_ECDHE_ECDSA_WITH_AES_256_GCM_SHA384": "ECDHE-ECDSA-AES256-GCM-SHA384",
@@ -52,71 +57,136 @@ _VERSIONS = get_args(Version)
 # --- what a value may be ---------------------------------------------------------------------------
 
 
-def _file_name(value: str) -> str:
-    if not value or "\0" in value:
-        raise ValueError
-    return value
+def _unsupported(instead: str) -> str:
+    return f"is a key of Prometheus' exporter toolkit that is not supported here: {instead}"
 
 
-def _cipher(value: str) -> str:
-    if value not in _CIPHERS:
-        raise ValueError
-    return value
+@dataclass(frozen=True, slots=True)
+class _Cipher(Choice):
+    """A cipher suite of TLS 1.2, by Go's name."""
+
+    def take(self, value: object) -> str:
+        if value in self.options:
+            return str(value)
+        # RFC 8446, B.4: those of TLS 1.3 name no key exchange.
+        if isinstance(value, str) and re.fullmatch(r"TLS_(AES|CHACHA20)_\w+", value):
+            raise Refused("suites of TLS 1.3 cannot be chosen, all of them are in use: leave it out")
+        raise Refused
 
 
-def _hash(value: str) -> str:
-    match = _HASH.fullmatch(value)
-    if match is None:
-        raise ValueError
-    if not 4 <= int(match[1]) <= _MOST_ROUNDS:
-        raise because(f"its cost is not from 4 to {_MOST_ROUNDS}")
-    return value
+@dataclass(frozen=True, slots=True)
+class _Known(Choice):
+    """A word of which the toolkit knows more than are supported here.
+
+    Attributes:
+        foreign: those, and why they are not.
+    """
+
+    foreign: Mapping[str, str] = field(default_factory=dict)
+
+    def take(self, value: object) -> str:
+        if isinstance(value, str) and value in self.foreign:
+            raise Refused(f"the exporter toolkit has it, and it is not supported here: {self.foreign[value]}")
+        return Choice.take(self, value)
 
 
-def _users(value: dict[str, str]) -> dict[str, str]:
-    if any(not name or ":" in name for name in value):
-        raise because("a user's name is not empty and holds no colon")
-    return value
+@dataclass(frozen=True, slots=True)
+class _Hash(Plain):
+    """A bcrypt hash, which is never shown."""
+
+    def take(self, value: object) -> str:
+        match = _BCRYPT.fullmatch(value) if isinstance(value, str) else None
+        if match is None:
+            raise Refused
+        if not 4 <= int(match[1]) <= _MOST_ROUNDS:
+            raise Refused(f"its cost is not from 4 to {_MOST_ROUNDS}")
+        return match[0]
 
 
-Cipher = Annotated[str, AfterValidator(_cipher)]
-Hash = Annotated[str, AfterValidator(_hash)]
-FileName = Annotated[str, AfterValidator(_file_name)]
+def _file(of: str) -> Matching:
+    return Matching(f"the name of a file with {of}", r"[^\0]+")
 
 
-class _Tls(BaseModel):
+_VERSION = _Known(
+    " or ".join(_VERSIONS), _VERSIONS, foreign=dict.fromkeys(("TLS10", "TLS11"), "RFC 8996 forbids it")
+)
+
+
+@dataclass(frozen=True, slots=True)
+class _TlsServerConfig:
     """What may stand under `tls_server_config`; see `Tls`."""
 
-    model_config = ConfigDict(extra="forbid", strict=True)
+    FOREIGN: ClassVar[Mapping[str, str]] = {
+        "cert": _unsupported("put the certificate in a file, and name that with cert_file"),
+        "key": _unsupported("put the key in a file, and name that with key_file"),
+        "client_ca": _unsupported("put the certificates in a file, and name that with client_ca_file"),
+        "curve_preferences": _unsupported("leave it out, OpenSSL's own are in use"),
+    }
 
-    cert_file: FileName = expects("the name of a file with the certificate and its chain")
-    key_file: FileName = expects("the name of a file with the certificate's key")
-    client_auth_type: ClientAuth = expects(" or ".join(get_args(ClientAuth)))
-    client_ca_file: FileName = expects("the name of a file with the certificates that clients' are signed by")
-    client_allowed_sans: list[str] = expects("a list of names, addresses or URIs in clients' certificates")
-    min_version: Version = expects("TLS12 or TLS13")
-    max_version: Version = expects("TLS12 or TLS13")
-    cipher_suites: list[Cipher] = expects(f"a list of {', '.join(_CIPHERS)}")
-    prefer_server_cipher_suites: bool = expects("true or false")
+    cert_file: str | None = key(None, _file("the certificate and its chain"), "")
+    key_file: str | None = key(None, _file("the certificate's key"), "")
+    client_auth_type: ClientAuth = key(
+        "NoClientCert",
+        _Known(
+            " or ".join(get_args(ClientAuth)),
+            get_args(ClientAuth),
+            foreign=dict.fromkeys(
+                ("RequestClientCert", "RequireAnyClientCert"),
+                "a certificate that nobody verifies says nothing",
+            ),
+        ),
+        "",
+    )
+    client_ca_file: str | None = key(None, _file("the certificates that clients' are signed by"), "")
+    client_allowed_sans: tuple[str, ...] = key(
+        (),
+        Several(
+            "a list of names, addresses or URIs in clients' certificates",
+            Matching("a name, an address or a URI in clients' certificates"),
+        ),
+        "",
+    )
+    min_version: Version = key(_VERSIONS[0], _VERSION, "")
+    max_version: Version = key(_VERSIONS[-1], _VERSION, "")
+    cipher_suites: tuple[str, ...] = key(
+        (), Several(f"a list of {', '.join(_CIPHERS)}", _Cipher.of(*_CIPHERS)), ""
+    )
+    prefer_server_cipher_suites: bool = key(True, Flag(), "")
 
 
-class _Http(BaseModel):
+@dataclass(frozen=True, slots=True)
+class _HttpServerConfig:
     """What may stand under `http_server_config`."""
 
-    model_config = ConfigDict(extra="forbid", strict=True)
+    FOREIGN: ClassVar[Mapping[str, str]] = {
+        "headers": _unsupported("leave it out, every answer has the headers that protect it"),
+    }
 
-    http2: Literal[True, False] = expects("true or false; it is HTTP/1.1 in any case")
+    http2: bool = key(True, Flag("true or false; it is HTTP/1.1 in any case"), "")
 
 
-class _File(BaseModel):
+@dataclass(frozen=True, slots=True)
+class _File:
     """What may stand in the file."""
 
-    model_config = ConfigDict(extra="forbid", strict=True)
+    FOREIGN: ClassVar[Mapping[str, str]] = {
+        "rate_limit": _unsupported("leave it out, connections and requests have limits of their own"),
+    }
 
-    tls_server_config: _Tls | None = expects("a group of cert_file, key_file and others")
-    http_server_config: _Http | None = expects("a group of http2")
-    basic_auth_users: Annotated[dict[str, Hash], AfterValidator(_users)] | None = expects(
-        "a bcrypt hash for each user, as `htpasswd -nBC 10 NAME` makes it"
+    tls_server_config: _TlsServerConfig | None = key(None, Nullable.of(Group.of(_TlsServerConfig)), "")
+    http_server_config: _HttpServerConfig | None = key(None, Nullable.of(Group.of(_HttpServerConfig)), "")
+    basic_auth_users: Mapping[str, str] | None = key(
+        None,
+        Nullable.of(
+            Named(
+                "a bcrypt hash for each user, as `htpasswd -nBC 10 NAME` makes it",
+                _Hash("a bcrypt hash, as `htpasswd -nBC 10 NAME` makes it", secret=True),
+                Matching("a user's name, which is not empty and holds no colon", r"[^:\0]+"),
+                _MOST_USERS,
+                secret=True,
+            )
+        ),
+        "",
     )
 
 
@@ -141,50 +211,12 @@ class _Reading:
         """A file's text; if it cannot be had, an empty one and a line in `wrong`."""
         path = self.path.parent / name
         try:
-            text, mark = _read(path, secret=secret)
-        except _UnsafeError as unsafe:
+            text, mark = read_guarded(path, secret=secret)
+        except UnsafeError as unsafe:
             self.wrong.append(Problem(where, f"{json.dumps(name)} {unsafe}"))
             return ""
         self.marks[str(path)] = mark
         return text
-
-
-class _UnsafeError(Exception):
-    """Why a file is not read, to come after its name."""
-
-
-def _read(path: Path, *, secret: bool) -> tuple[str, Mark]:
-    try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
-    except (OSError, ValueError) as error:
-        reason = getattr(error, "strerror", None) or "no such file"
-        raise _UnsafeError(f"cannot be read: {reason.lower()}") from None
-    try:
-        found = os.fstat(descriptor)
-        _check(found, secret=secret)
-        with os.fdopen(descriptor, "rb", closefd=False) as file:
-            data = file.read(MAX_FILE_BYTES + 1)
-    finally:
-        os.close(descriptor)
-    if len(data) > MAX_FILE_BYTES:
-        raise _UnsafeError(f"is not a file of at most {MAX_FILE_BYTES} bytes")
-    try:
-        return data.decode(), mark_of(found)
-    except UnicodeDecodeError:
-        raise _UnsafeError("is not UTF-8 text") from None
-
-
-def _check(found: os.stat_result, *, secret: bool) -> None:
-    """Raise where somebody else could change a file, or read one that is nobody else's business."""
-    mode = f"its mode is {stat.S_IMODE(found.st_mode):04o}"
-    if not stat.S_ISREG(found.st_mode):
-        raise _UnsafeError("is not a regular file")
-    if found.st_uid not in (0, os.geteuid()):
-        raise _UnsafeError(f"is not root's: it belongs to user {found.st_uid}; expected chown root")
-    if found.st_mode & 0o022:
-        raise _UnsafeError(f"is not safe: others may change it ({mode}); expected chmod go-w")
-    if secret and found.st_mode & 0o007:
-        raise _UnsafeError(f"is not safe: everybody may read it ({mode}); expected chmod o-rwx")
 
 
 def load_web(path: Path, *, guarded: bool) -> tuple[WebConfig, dict[str, Mark]]:
@@ -199,23 +231,25 @@ def load_web(path: Path, *, guarded: bool) -> tuple[WebConfig, dict[str, Mark]]:
     """
     reading = _Reading(path)
     try:
-        text, reading.marks[str(path)] = _read(path, secret=False)
-    except _UnsafeError as unsafe:
+        text, reading.marks[str(path)] = read_guarded(path, secret=False)
+    except UnsafeError as unsafe:
         raise _error(path, [f"web_config_file: {json.dumps(str(path))} {unsafe}"]) from None
-    document = parse(path, text)
     try:
-        model = _File.model_validate(document.value)
-    except ValidationError as error:
-        wrong = problems(error, document, _File, secret={"basic_auth_users"})
-        raise _error(path, map(document.line, wrong)) from None
+        document = parse(path, text, _EXAMPLE)
+    except ConfigError as error:
+        raise _error(path, error.problems) from None
+    wrong = Reading()
+    model = read_keys(_File, document.value, (), wrong)
+    if model is None:
+        raise _error(path, document.error(wrong.problems).problems)
     config = _config(model, reading)
     reading.wrong += _relations(model, config, reading.marks[str(path)], guarded=guarded)
     if reading.wrong:
-        raise _error(path, map(document.line, reading.wrong))
+        raise _error(path, document.error(reading.wrong).problems)
     return config, reading.marks
 
 
-def _error(path: Path, wrong: Any) -> ConfigError:
+def _error(path: Path, wrong: Iterable[str]) -> ConfigError:
     error = ConfigError(path, wrong)
     error.hint = "mend it; a service that runs goes on with what it has"
     return error
@@ -226,25 +260,24 @@ def _config(model: _File, reading: _Reading) -> WebConfig:
     return WebConfig(None if tls is None else _tls(tls, reading), model.basic_auth_users or {})
 
 
-def _tls(model: _Tls, reading: _Reading) -> Tls | None:
+def _tls(model: _TlsServerConfig, reading: _Reading) -> Tls | None:
     """The contents of the files, once those that have to be there are; tried out before anybody uses them."""
-    given = model.model_fields_set
-    missing = [key for key in ("cert_file", "key_file") if key not in given]
-    reading.wrong += [Problem(_at(key), "is missing: expected the name of a file") for key in missing]
-    if missing:
+    if model.cert_file is None or model.key_file is None:
+        missing = [key for key in ("cert_file", "key_file") if getattr(model, key) is None]
+        reading.wrong += [Problem(_at(key), "is missing: expected the name of a file") for key in missing]
         return None
     made = Tls(
         certificate=reading.text(model.cert_file, _at("cert_file"), secret=False),
         key=reading.text(model.key_file, _at("key_file"), secret=True),
-        client_auth=model.client_auth_type or "NoClientCert",
-        client_ca=reading.text(model.client_ca_file, _at("client_ca_file"), secret=False)
-        if "client_ca_file" in given
-        else None,
-        allowed_names=tuple(model.client_allowed_sans or ()),
-        minimum=model.min_version or _VERSIONS[0],
-        maximum=model.max_version or _VERSIONS[-1],
-        ciphers=tuple(_CIPHERS[name] for name in model.cipher_suites or ()),
-        prefer_server_ciphers=model.prefer_server_cipher_suites is not False,
+        client_auth=model.client_auth_type,
+        client_ca=None
+        if model.client_ca_file is None
+        else reading.text(model.client_ca_file, _at("client_ca_file"), secret=False),
+        allowed_names=model.client_allowed_sans,
+        minimum=model.min_version,
+        maximum=model.max_version,
+        ciphers=tuple(_CIPHERS[name] for name in model.cipher_suites),
+        prefer_server_ciphers=model.prefer_server_cipher_suites,
     )
     if not reading.wrong:
         reading.wrong += _tried(made, model)
@@ -255,14 +288,14 @@ def _at(key: str) -> Where:
     return ("tls_server_config", key)
 
 
-def _tried(tls: Tls, model: _Tls) -> Iterator[Problem]:
+def _tried(tls: Tls, model: _TlsServerConfig) -> Iterator[Problem]:
     """What is wrong with the contents of the files."""
-    for key, name, text in (
+    for at, name, text in (
         ("cert_file", model.cert_file, tls.certificate),
         ("client_ca_file", model.client_ca_file, tls.client_ca),
     ):
         if text is not None and not _certificates(text):
-            yield Problem(_at(key), f"{json.dumps(name)} is not a file of certificates in PEM")
+            yield Problem(_at(at), f"{json.dumps(name)} is not a file of certificates in PEM")
             return
     try:
         context_of(tls)

@@ -14,6 +14,12 @@ from detector.config.tls import WebConfig, marks_of
 from detector.config.web import load_web
 from tests.unit.publish.http.certificates import PASSWORD, Papers, hashed, papers
 
+FOREIGN = "is a key of Prometheus' exporter toolkit that is not supported here: "
+SUITES = ", ".join(
+    f"TLS_ECDHE_{key}_WITH_{suite}"
+    for key in ("ECDSA", "RSA")
+    for suite in ("AES_128_GCM_SHA256", "AES_256_GCM_SHA384", "CHACHA20_POLY1305_SHA256")
+).replace(", TLS_ECDHE_RSA_WITH_CHACHA", " or TLS_ECDHE_RSA_WITH_CHACHA")
 TLS = "tls_server_config:\n  cert_file: server.pem\n  key_file: server.key\n"
 
 
@@ -63,17 +69,21 @@ def test_a_file_that_asks_for_nothing_is_one(made: Papers, text: str) -> None:
     [
         (
             "tls_server_config:\n  cert_file: server.pem\n",
-            "tls_server_config.key_file: is missing: expected the name of a file",
+            "1: tls_server_config.key_file: is missing: expected the name of a file",
         ),
         (
             TLS + "  min_version: TLS11\n",
-            '4: tls_server_config.min_version: "TLS11" is not TLS12 or TLS13',
+            (
+                '4: tls_server_config.min_version: "TLS11" is not TLS12 or TLS13 (the exporter toolkit has '
+                "it, and it is not supported here: RFC 8996 forbids it)"
+            ),
         ),
         (
             TLS + "  client_auth_type: RequireAnyClientCert\n",
             (
                 '4: tls_server_config.client_auth_type: "RequireAnyClientCert" is not NoClientCert or '
-                "VerifyClientCertIfGiven or RequireAndVerifyClientCert"
+                "VerifyClientCertIfGiven or RequireAndVerifyClientCert (the exporter toolkit has it, and it "
+                "is not supported here: a certificate that nobody verifies says nothing)"
             ),
         ),
         (
@@ -99,16 +109,64 @@ def test_a_file_that_asks_for_nothing_is_one(made: Papers, text: str) -> None:
             "4: tls_server_config.keyfile: unknown key: did you mean key_file?",
         ),
         (
+            TLS + "  cipher_suites:\n  - TLS_CHACHA20_POLY1305_SHA256\n",
+            (
+                f'5: tls_server_config.cipher_suites[0]: "TLS_CHACHA20_POLY1305_SHA256" is not {SUITES} '
+                "(suites of TLS 1.3 cannot be chosen, all of them are in use: leave it out)"
+            ),
+        ),
+        (
+            TLS + "  cipher_suites: [RC4]\n",
+            f'4: tls_server_config.cipher_suites[0]: "RC4" is not {SUITES}',
+        ),
+        (
+            "tls_server_config:\n  cert: |\n    -----BEGIN CERTIFICATE-----\n  key_file: server.key\n",
+            (
+                f"2: tls_server_config.cert: {FOREIGN}put the certificate in a file, and name that with "
+                "cert_file"
+            ),
+        ),
+        (
+            TLS + "  client_ca: x\n",
+            (
+                f"4: tls_server_config.client_ca: {FOREIGN}put the certificates in a file, and name that "
+                "with client_ca_file"
+            ),
+        ),
+        (
+            TLS + "  curve_preferences: [X25519]\n",
+            f"4: tls_server_config.curve_preferences: {FOREIGN}leave it out, OpenSSL's own are in use",
+        ),
+        (
+            "http_server_config:\n  headers: {X-Frame-Options: deny}\n",
+            (
+                f"2: http_server_config.headers: {FOREIGN}leave it out, every answer has the headers that "
+                "protect it"
+            ),
+        ),
+        (
+            "rate_limit: {interval: 1s}\n",
+            f"1: rate_limit: {FOREIGN}leave it out, connections and requests have limits of their own",
+        ),
+        (
+            "only text\n",
+            "1: expected keys with values, such as `basic_auth_users: {prometheus: <hash>}`",
+        ),
+        (
+            "basic_auth_users:\n  'a:b': $2y$10$" + "a" * 53,
+            '2: basic_auth_users.a:b: "a:b" is not a user\'s name, which is not empty and holds no colon',
+        ),
+        (
             "basic_auth_users:\n  scraper: correct horse battery\n",
             (
-                "2: basic_auth_users.scraper: its value, not shown here, is not a bcrypt hash for each user, "
+                "2: basic_auth_users.scraper: its value, not shown here, is not a bcrypt hash, "
                 "as `htpasswd -nBC 10 NAME` makes it"
             ),
         ),
         (
             f"basic_auth_users:\n  scraper: $2y$31${'a' * 53}\n",
             (
-                "2: basic_auth_users.scraper: its value, not shown here, is not a bcrypt hash for each user, "
+                "2: basic_auth_users.scraper: its value, not shown here, is not a bcrypt hash, "
                 "as `htpasswd -nBC 10 NAME` makes it (its cost is not from 4 to 15)"
             ),
         ),
@@ -158,6 +216,13 @@ def test_unsafe_files_are_refused(made: Papers, name: str, mode: int, said: str)
     made[name].chmod(mode)
     (line,) = problems(path)
     assert said.removeprefix("server.") in line
+
+
+@pytest.mark.parametrize("name", ["123", "no", "on", "2026-12-31", "0x1f", "'quoted'"])
+def test_a_users_name_is_what_is_written(made: Papers, name: str) -> None:
+    """As the toolkit has it: a number, a flag or a date in the place of a name is that name."""
+    config, _ = load_web(made.web(f"basic_auth_users:\n  {name}: {hashed('x')}\n"), guarded=False)
+    assert list(config.users) == [name.strip("'")]
 
 
 def test_a_key_for_a_group_is_accepted(made: Papers) -> None:

@@ -3,33 +3,80 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
 import subprocess
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from detector.config.file import load_config
-from detector.config.model import Config
+from detector.config.keys import keys_of
+from detector.config.model import Config, Tables
+from tools import config_pages
 
 DEPLOY = Path(__file__).parents[3] / "deploy"
 
 
-def test_the_example_configuration_is_the_default_but_for_the_name() -> None:
-    """The example loads, and sets nothing besides the relay's name."""
-    assert load_config(DEPLOY / "exitprint.yml") == Config(relay="se-sto-wg-001")
+def test_the_example_sets_nothing() -> None:
+    """A relay that takes the example as it is has the defaults, its own name among them."""
+    assert load_config(DEPLOY / "exitprint.yml") == Config()
+
+
+def uncommented(*left_out: str) -> str:
+    """The example with every key set."""
+    lines = (DEPLOY / "exitprint.yml").read_text().splitlines()
+    keys = [line.removeprefix("# ") for line in lines if re.match(r"# ( {2})?[a-z_]+:( [^ ]+| \[.*)?$", line)]
+    return "\n".join(line for line in keys if line.partition(":")[0] not in left_out) + "\n"
+
+
+def test_every_key_of_the_example_is_accepted(tmp_path: Path) -> None:
+    """What stands behind a # is a key that can be used as it is, and none is left out."""
+    shown = tmp_path / "shown.yml"
+    shown.write_text(uncommented())
+    config = load_config(shown)
+    names = [line.partition(":")[0] for line in uncommented().splitlines()]
+    assert [name for name in names if not name.startswith(" ")] == list(keys_of(Config))
+    assert [name.strip() for name in names if name.startswith(" ")] == list(keys_of(Tables))
+    assert config.relay == "se-sto-wg-001"
 
 
 def test_the_defaults_that_the_example_shows_are_the_defaults(tmp_path: Path) -> None:
-    """Every default shown behind a # is the one that the program has, apart from those that list examples."""
-    text = re.sub(
-        r"^# (?!wireguard|exits)(\w+: \S+)$", r"\1", (DEPLOY / "exitprint.yml").read_text(), flags=re.M
-    )
+    """Every value behind a # is the one that the program has, apart from the examples."""
     shown = tmp_path / "shown.yml"
-    shown.write_text(text)
-    assert text.count("\nwindow: 24h") == 1
-    assert load_config(shown) == Config(relay="se-sto-wg-001")
+    shown.write_text(uncommented(*(name for name, key in keys_of(Config).items() if key.example)))
+    assert shown.read_text().count("window: 24h\n") == 1
+    assert load_config(shown) == Config()
+
+
+@pytest.mark.parametrize(
+    ("path", "made"),
+    [
+        (config_pages.EXAMPLE, config_pages.example),
+        (config_pages.PAGE, config_pages.page),
+        (config_pages.MANUAL, config_pages.manual),
+    ],
+)
+def test_pages_of_the_configuration_are_fresh(path: Path, made: Callable[[], str]) -> None:
+    """What is kept is what the keys give now: otherwise run `make generate`."""
+    assert path.read_text() == made()
+
+
+@pytest.mark.skipif(not shutil.which("man"), reason="NO man here")
+def test_the_manual_page_is_without_faults() -> None:
+    """Man prints it without a warning, and it names every key with its bounds."""
+    command = ["man", "--warnings", "--local-file", str(config_pages.MANUAL)]
+    done = subprocess.run(
+        command,
+        capture_output=True,
+        text=True,
+        check=True,
+        env=os.environ | {"MANWIDTH": "80", "LC_ALL": "C.UTF-8"},
+    )
+    assert done.stderr == ""
+    assert all(entry.name in done.stdout for entry in config_pages.entries())
 
 
 @pytest.mark.skipif(not shutil.which("systemd-analyze"), reason="NO systemd-analyze here")
