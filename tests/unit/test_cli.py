@@ -122,7 +122,7 @@ def test_a_missing_configuration_is_named(tmp_path: Path) -> None:
     for command in (["run", "--config", str(path)], ["check-config", str(path)]):
         done = CliRunner().invoke(main, command)
         assert done.exit_code == 2
-        assert f"{path}: cannot be read: No such file" in done.stderr
+        assert f"{path}: cannot be read: no such file" in done.stderr
         assert "Traceback" not in done.stderr
 
 
