@@ -79,7 +79,7 @@ class NotCanaries(ValueError):
 
 @dataclass(frozen=True, slots=True)
 class Declared(Kind):
-    """What stands under `canaries`; no value is shown: an address that is none of theirs may be a customer's."""
+    """What stands under `canaries`; no value is shown: it may be a customer's address."""
 
     expected: str = EXPECTED
     secret: bool = field(default=True, kw_only=True)

@@ -22,6 +22,7 @@ MAX_VALUES = 65_536
 """Values in a file; those behind an alias count each time that it is used."""
 
 MAX_DEPTH = 16
+_TOO_DEEP = f"more than {MAX_DEPTH} levels of lists and keys are no configuration"
 _MAX_PROBLEMS = 20
 _MAX_DIGITS = 30
 _MAX_TOLD = 1 << 15  # characters of a file whose mistake is looked for a second time
@@ -101,6 +102,8 @@ def parse(path: Path, text: str, example: str) -> Document:
 
 
 def _syntax(path: Path, text: str, error: yaml.MarkedYAMLError) -> str:
+    if "nesting depth" in (error.problem or ""):  # libyaml 0.2.6 and newer look ahead
+        return f"{path}:{error.problem_mark.line + 1 if error.problem_mark else 1}: {_TOO_DEEP}"
     if len(text) <= _MAX_TOLD:  # PyYAML's own parser says it better than libyaml
         try:
             for _ in yaml.parse(text, Loader=yaml.SafeLoader):
@@ -183,7 +186,7 @@ class _Builder:
 
     def _begin(self, event: yaml.SequenceStartEvent | yaml.MappingStartEvent, line: int) -> None:
         if len(self._open) >= MAX_DEPTH:
-            self._refuse(line, f"more than {MAX_DEPTH} levels of lists and keys are no configuration")
+            self._refuse(line, _TOO_DEEP)
         if self._awaits_key():
             self._refuse(line, "a list or a mapping stands where a key is expected")
         where = self._next_where(line)

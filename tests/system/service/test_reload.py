@@ -54,7 +54,7 @@ def test_a_file_is_validated_elsewhere(tmp_path: Path) -> None:
     code = (
         f"import sys, pathlib; from detector.config.reload import read_config; "
         f"read_config(pathlib.Path({str(path)!r})); "
-        "print([m for m in ("yaml",) if m in sys.modules])"
+        "print([m for m in ['yaml'] if m in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"

@@ -101,7 +101,7 @@ def test_json_round_trip(tmp_path: Path) -> None:
 
 def test_children_import_no_validator() -> None:
     """What a child imports for its configuration loads no YAML parser."""
-    code = "import sys, detector.config.model; print([m for m in ("yaml",) if m in sys.modules])"
+    code = "import sys, detector.config.model; print([m for m in ['yaml'] if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
 

@@ -28,7 +28,9 @@ def test_the_example_sets_nothing() -> None:
 def uncommented(*left_out: str) -> str:
     """The example with every key set."""
     lines = (DEPLOY / "exitprint.yml").read_text().splitlines()
-    keys = [line.removeprefix("# ") for line in lines if re.match(r"# ( {2})?[a-z_]+:( [^ ]+| \[.*)?$", line)]
+    keys = [
+        line.removeprefix("# ") for line in lines if re.match(r"# ( {2})?[a-z_]+:( [^ ]+| [\[{].*)?$", line)
+    ]
     return "\n".join(line for line in keys if line.partition(":")[0] not in left_out) + "\n"
 
 
