@@ -60,6 +60,7 @@ from detector.kernel.drain import Drained
 from detector.logs import get_logger
 from detector.publish.exporter import Exposition
 from detector.publish.http import server as web
+from detector.publish.http.request import Hosts
 from detector.publish.inspect import socket as inspect
 from detector.publish.inspect.access import Access
 from detector.publish.inspect.handlers import handlers
@@ -75,6 +76,10 @@ _PATIENCE = 1  # seconds that ending may take
 _LATE = 3  # intervals without a good cycle after which the service is not healthy
 _SILENT = 2  # intervals, and so many seconds more, after which a sensor that says nothing is missed
 _SILENT_SECONDS = 3.0
+
+
+Moment = tuple[Snapshot, About, web.State, web.State]
+"""What a page is made from."""
 
 
 class Stopped(BaseException):
@@ -125,6 +130,8 @@ class Aggregator:
         self.about = About(config, hook)
         self.snapshot = Snapshot()
         self._good = clock.monotonic()
+        self._shown: Moment | None = None
+        self._pages: dict[bool, bytes] = {}
 
     def _new_epoch(self, number: int) -> Epoch:
         """No evidence: a mapping that has changed says nothing of the one before."""
@@ -340,10 +347,20 @@ class Aggregator:
             return False, waiting or "no report yet"
         return not waiting, waiting or "watching"
 
-    def page(self, refreshing: bool) -> str:
-        """The status page."""
-        view = View(self.snapshot, self.about, self.healthy(), self.ready(), self._clock.time(), refreshing)
-        return render(view)
+    def page(self, refreshing: bool) -> bytes:
+        """The status page; the same object as long as nothing has changed."""
+        moment = self.snapshot, self.about, self.healthy(), self.ready()
+        if not _same(moment, self._shown):
+            self._shown, self._pages = moment, {}
+        if refreshing not in self._pages:
+            view = View(*moment, self._clock.time(), refreshing)
+            self._pages[refreshing] = render(view).encode()
+        return self._pages[refreshing]
+
+
+def _same(one: Moment, other: Moment | None) -> bool:
+    """Whether two moments are one: snapshots are compared by identity, they are never changed."""
+    return other is not None and one[0] is other[0] and one[1] is other[1] and one[2:] == other[2:]
 
 
 def _member(told: messages.Member) -> Member:
@@ -401,11 +418,19 @@ def _watch(spec: AggregatorSpec) -> None:
     privileges.die_with_parent()
     aggregator = Aggregator(config, spec.hook, KernelCounts(spec.maps, config.tables), channel)
     pages = _pages(aggregator)
-    aggregator.server = web.serve(socket.socket(fileno=spec.listener), pages, access)
+    aggregator.server = web.serve(socket.socket(fileno=spec.listener), pages, access, _hosts(config))
     if spec.inspect is not None:
         who = Access(spec.access.owner, spec.access.group, spec.access.mode)
         inspect.serve(socket.socket(fileno=spec.inspect), _answers(aggregator), who)
     _loop(aggregator, channel)
+
+
+def _hosts(config: Config) -> Hosts:
+    """The names by which we may be asked: the host's own, the relay's, and those of the configuration."""
+    own = socket.gethostname()
+    return Hosts(
+        frozenset(name.lower() for name in (own, own.partition(".")[0], config.relay, *config.hosts))
+    )
 
 
 def _access(config: WebConfig) -> web.Access:

@@ -9,7 +9,7 @@ import socket
 from detector.base.errors import HostError
 from detector.config.model import Listen
 
-_BACKLOG = 128
+_BACKLOG = 1024  # those that come in a moment in which we judge; the kernel keeps them
 
 
 def listen(where: Listen) -> socket.socket:

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from detector import logs
 from detector.base.errors import HostError
 from detector.base.family import Family
 from detector.base.verdicts import Reason, Verdict
@@ -241,6 +242,7 @@ def test_a_cycle_that_fails_does_not_end_the_watch(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """The report that stands grows old and is said to be, failures are counted, and then it goes on."""
+    logs.configure("aggregator", "json")
     bench = Bench()
     bench.begin(1)
     bench.cycle()
@@ -253,11 +255,30 @@ def test_a_cycle_that_fails_does_not_end_the_watch(
             bench.cycle()
     assert (bench.it.snapshot.failures, bench.it.snapshot.made) == (4, made)
     assert bench.it.healthy() == (False, "no report for 40 s")
-    assert "What follows is old: no report for 40 s" in bench.it.page(False)
+    assert b"What follows is old: no report for 40 s" in bench.it.page(False)
     bench.cycle()
     assert bench.it.healthy()[0]
     assert bench.counted == 8
-    assert "a cycle failed" in capsys.readouterr().out
+    assert capsys.readouterr().err.count("a cycle failed") == 4
+
+
+def test_a_page_is_made_once_for_each_report() -> None:
+    """However often it is asked for; another report or another state is another page."""
+    bench = Bench()
+    bench.begin(1)
+    bench.cycle()
+    page, reloading = bench.it.page(False), bench.it.page(True)
+    assert bench.it.page(False) is page
+    assert reloading is not page
+    bench.clock.now += 1
+    assert bench.it.page(True) is reloading
+    bench.clock.now += 60
+    late = bench.it.page(False)
+    assert late is not page
+    assert b"no report for 61 s" in late
+    bench.tell(STATE)
+    bench.cycle()
+    assert bench.it.page(False) not in (page, late)
 
 
 def test_a_lost_sensor_ends_it() -> None:

@@ -12,6 +12,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
+import bcrypt
 import pytest
 
 from detector.config.model import Config, Listen
@@ -49,13 +50,12 @@ def served(access: WebAccess) -> Iterator[tuple[int, web.Server]]:
         Exposition(lambda: (Snapshot(), about), samples),
         lambda: (True, "fresh"),
         lambda: (True, "watching"),
-        lambda refreshing: render(View(Snapshot(), about, (True, ""), (True, ""), 0.0, refreshing)),
+        lambda refreshing: render(View(Snapshot(), about, (True, ""), (True, ""), 0.0, refreshing)).encode(),
     )
     listener = listen(Listen(port=0))
     server = web.serve(listener, pages, access)
     yield listener.getsockname()[1], server
     server.shutdown()
-    server.server_close()
 
 
 def access(path: Path) -> WebAccess:
@@ -186,10 +186,10 @@ def test_other_rules_hold_from_the_next_request_on(made: Papers) -> None:
         assert curl(port, "/metrics", made, "-u", f"scraper:{PASSWORD}", client=None) == "200"
         server.access = WebAccess(WebConfig(users={"scraper": hashed("new")}))
         with socket.create_connection(("127.0.0.1", port), timeout=PATIENCE) as kept:
-            kept.sendall(b"GET /-/ready HTTP/1.1\r\nAuthorization: Basic c2NyYXBlcjpuZXc=\r\n\r\n")
+            kept.sendall(b"GET /-/ready HTTP/1.1\r\nHost: x\r\nAuthorization: Basic c2NyYXBlcjpuZXc=\r\n\r\n")
             assert kept.recv(12) == b"HTTP/1.1 200"
             server.access = WebAccess(WebConfig(users={"scraper": hashed("newer")}))
-            kept.sendall(b"GET /-/ready HTTP/1.1\r\nAuthorization: Basic c2NyYXBlcjpuZXc=\r\n\r\n")
+            kept.sendall(b"GET /-/ready HTTP/1.1\r\nHost: x\r\nAuthorization: Basic c2NyYXBlcjpuZXc=\r\n\r\n")
             kept.settimeout(PATIENCE)
             rest = b""
             while chunk := kept.recv(4096):
@@ -197,26 +197,49 @@ def test_other_rules_hold_from_the_next_request_on(made: Papers) -> None:
             assert b"HTTP/1.1" not in rest
 
 
-def test_a_password_is_computed_once_and_forgotten_with_its_hash(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What was right is remembered, as a keyed digest; what was wrong costs one each time."""
-    header = "Basic c2NyYXBlcjpyaWdodA=="  # scraper:right
+def basic(name: str, password: str) -> str:
+    """An Authorization header."""
+    return "Basic " + base64.b64encode(f"{name}:{password}".encode()).decode()
+
+
+def test_a_password_is_computed_once_and_forgotten_with_its_hash() -> None:
+    """What was right is remembered, as a keyed digest; what was wrong is to be computed each time."""
     one = WebAccess(WebConfig(users={"scraper": hashed("right")}))
-    tried: list[bytes] = []
-    matches = one._matches
-
-    def noting(_: WebAccess, password: bytes, known: bytes) -> bool:
-        tried.append(password)
-        return matches(password, known)
-
-    monkeypatch.setattr(WebAccess, "_matches", noting)
-    assert [one.authenticate(header) for _ in range(3)] == [True] * 3
-    assert tried == [b"right"]
-    assert not any(
-        one.authenticate("Basic bm9ib2R5OnJpZ2h0") or one.authenticate("Basic c2NyYXBlcjp3cm9uZw==")
-        for _ in "12"
-    )
-    assert tried == [b"right", b"right", b"wrong", b"right", b"wrong"]
+    good, bad, nobody = basic("scraper", "right"), basic("scraper", "wrong"), basic("nobody", "right")
+    assert one.glance(good) is None
+    assert one.authenticate(good)
+    assert one.glance(good) is True
+    for header in (bad, nobody):
+        assert not one.authenticate(header)
+        assert one.glance(header) is None
     assert b"right" not in b"".join(one._remembered)
+    assert WebAccess(WebConfig(users={"scraper": hashed("right")})).glance(good) is None
+
+
+@pytest.mark.parametrize("header", [None, "", "Basic", "Basic !!!", "Basic c2NyYXBlcg==", "Bearer x"])
+def test_who_shows_no_credentials_costs_nothing(header: str | None) -> None:
+    """No header, or one without a name and a password, is refused at once."""
+    assert WebAccess(WebConfig(users={"scraper": hashed("right")})).glance(header) is False
+    assert WebAccess(WebConfig()).glance(header) is True
+
+
+def test_every_name_costs_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Users with hashes of different costs, and names that nobody has: as many rounds for each."""
+    users = {str(cost): bcrypt.hashpw(b"right", bcrypt.gensalt(cost)).decode() for cost in (4, 5, 7)}
+    one = WebAccess(WebConfig(users=users))
+    rounds: list[int] = []
+    matches = WebAccess._matches
+
+    def counting(self: WebAccess, password: bytes, known: bytes) -> bool:
+        rounds[-1] += 1 << int(known[4:6])
+        return matches(self, password, known)
+
+    monkeypatch.setattr(WebAccess, "_matches", counting)
+    for name in (*users, "nobody", "", "4x"):
+        for good, password in ((True, "right"), (False, "wrong"), (False, "x" * 100)):
+            rounds.append(0)
+            assert one.authenticate(basic(name, password)) is (good and name in users)
+    assert set(rounds) == {1 << 7}
 
 
 def test_no_more_than_a_few_passwords_are_remembered() -> None:
@@ -224,7 +247,7 @@ def test_no_more_than_a_few_passwords_are_remembered() -> None:
     users = {f"user{number}": hashed(f"{number}") for number in range(70)}
     one = WebAccess(WebConfig(users=users))
     for number in range(70):
-        assert one.authenticate("Basic " + base64.b64encode(f"user{number}:{number}".encode()).decode())
+        assert one.authenticate(basic(f"user{number}", f"{number}"))
     assert len(one._remembered) <= 64
 
 

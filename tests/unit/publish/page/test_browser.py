@@ -64,7 +64,7 @@ class Served:
             Exposition(lambda: (self.view.now, self.view.about), samples),
             lambda: self.view.healthy,
             lambda: self.view.ready,
-            lambda _: render(self.view),
+            lambda _: render(self.view).encode(),
         )
         self.server = web.serve(listener, pages)
 
@@ -75,7 +75,6 @@ def served() -> Iterator[Served]:
     made = Served()
     yield made
     made.server.shutdown()
-    made.server.server_close()
 
 
 def show(browser: webdriver.Chrome, served: Served, name: str, width: int, scheme: str) -> None:
