@@ -8,7 +8,10 @@ def header(name: str, section: int, source: str, summary: str) -> str:
     """The title and the section NAME; without a date, so that the same code gives the same page."""
     title = f'.TH {name.upper()} {section} "" "{source}" "exitprint manual"'
     line = escaped(f"{name} - {summary}", dash=True)
-    return f'.\\" SPDX-License-Identifier: Apache-2.0\n{title}\n.SH NAME\n{line}\n'
+    # REUSE-IgnoreStart
+    licence = '.\\" SPDX-License-Identifier: Apache-2.0'
+    # REUSE-IgnoreEnd
+    return f"{licence}\n{title}\n.SH NAME\n{line}\n"
 
 
 def paragraph(text: str) -> str:
