@@ -12,6 +12,7 @@ from rich.console import Console
 
 from detector import __version__
 from detector.base.errors import ExitprintError
+from detector.base.journal import is_journal, priority
 
 # Name -> where the click command is. Only the one that is asked for is imported.
 _ELSEWHERE = {
@@ -46,12 +47,20 @@ class _Commands(click.Group):
         try:
             return super().invoke(ctx)
         except ExitprintError as error:
-            console = Console(stderr=True, highlight=False, soft_wrap=True)
-            console.print("exitprint:", style="red", end=" ")
-            console.print(error.what, markup=False)
-            if error.hint:
-                console.print(f"  {error.hint}", markup=False)
+            _tell(error)
             sys.exit(error.status)
+
+
+def _tell(error: ExitprintError) -> None:
+    """An error as a person reads it, on standard error; in the journal each line is one."""
+    lines = [*error.what.split("\n"), *([f"  {error.hint}"] if error.hint else [])]
+    if is_journal(sys.stderr):
+        for line in lines:
+            click.echo(priority("error") + line, err=True)
+        return
+    console = Console(stderr=True, highlight=False, soft_wrap=True)
+    console.print("exitprint:", style="red", end=" ")
+    console.print("\n".join(lines), markup=False)
 
 
 @click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"]})

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import inspect
 import logging
 import os
 import sys
@@ -21,6 +22,7 @@ from types import TracebackType
 from typing import Any, TextIO
 
 from detector.base.errors import ExitprintError
+from detector.base.journal import is_journal, priority
 from detector.base.log_options import LogFormat, LogLevel
 
 # structlog imports rich when it is there, for tracebacks that we do not want: 6 MB in each process. So
@@ -66,7 +68,7 @@ def configure(
             _naming(process),
             _telling_exceptions(messages=level == "debug"),
             _plain_values,
-            _renderer(pretty=pretty, colours=_wants_colours(stream)),
+            _renderer(stream, pretty=pretty),
         ],
         wrapper_class=structlog.make_filtering_bound_logger(_LEVELS[level]),
         logger_factory=structlog.PrintLoggerFactory(file=_Unbreakable(stream)),  # type: ignore[arg-type]
@@ -144,12 +146,22 @@ def _plain(value: object) -> object:
     return f"<{type(value).__name__}>"
 
 
-def _renderer(*, pretty: bool, colours: bool) -> Any:
-    if not pretty:
-        return structlog.processors.JSONRenderer()
-    return structlog.dev.ConsoleRenderer(
-        colors=colours, pad_event_to=0, exception_formatter=structlog.dev.plain_traceback
-    )
+def _renderer(stream: TextIO, *, pretty: bool) -> Any:
+    lines = _pretty_lines(colours=_wants_colours(stream)) if pretty else structlog.processors.JSONRenderer()
+    if not is_journal(stream):
+        return lines
+
+    def with_priority(logger: Any, method: str, event: Event) -> str:
+        return priority(str(event.get("level", method))) + str(lines(logger, method, event))
+
+    return with_priority
+
+
+def _pretty_lines(*, colours: bool) -> Any:
+    """The renderer for people; before 25.5 the width of its first column had another name."""
+    renderer: Any = structlog.dev.ConsoleRenderer
+    wide = "pad_event_to" if "pad_event_to" in inspect.signature(renderer).parameters else "pad_event"
+    return renderer(colors=colours, exception_formatter=structlog.dev.plain_traceback, **{wide: 0})
 
 
 def _wants_colours(stream: TextIO) -> bool:

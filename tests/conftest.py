@@ -3,5 +3,13 @@
 
 from __future__ import annotations
 
+import functools
+import inspect
+
 # Whole, as tests use more of it: `detector.wireguard.netlink` would import parts of it without the package.
 import pyroute2  # noqa: F401
+from click.testing import CliRunner
+
+# Before click 8.2 (Debian 12 and 13) a runner mixed standard error into the output unless told otherwise.
+if "mix_stderr" in inspect.signature(CliRunner).parameters:
+    CliRunner.__init__ = functools.partialmethod(CliRunner.__init__, mix_stderr=False)  # type: ignore[method-assign,assignment]

@@ -165,9 +165,9 @@ def _destination_explanation(observation: Observation, columns: Columns, tests: 
     if not total:
         return None
     hits = np.minimum(np.where(columns.narrow, trials.true, 0), tried)
-    expected = tried / max(columns.pool_size, 1)
+    expected = tried / float(max(columns.pool_size, 1))  # an IPv6 pool may be beyond 64 bits
     if trials.expected is not None:
-        expected = np.where(columns.narrow, trials.expected, 0.0)
+        expected = np.where(columns.narrow, trials.expected, 0.0).astype(np.float64)
     chance = min(max(float(expected.sum()) / total, _LEAST_CHANCE), 1.0)
     each = np.divide(expected, tried, out=np.ones_like(tried), where=tried > 0)
     log_e = trial_evidence(tried, hits, each)

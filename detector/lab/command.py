@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, get_args
@@ -101,7 +101,8 @@ class Steps:
     @contextmanager
     def shown(self) -> Iterator[Steps]:
         """Show the steps meanwhile."""
-        with self._progress:
+        # Before rich 14 one that is disabled still ends with an empty line.
+        with nullcontext() if self._progress.disable else self._progress:
             yield self
 
     def say(self, what: str, total: int | None = None) -> None:

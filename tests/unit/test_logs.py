@@ -21,6 +21,7 @@ import structlog
 
 from detector import logs
 from detector.base.errors import HostError
+from detector.base.log_options import LogFormat
 
 KEY = "yAnz5TF+lXXJte14tji3zlMNq+hd2rYUIgJBgB3fBmk="
 TUNNEL = "10.64.12.34"
@@ -197,3 +198,20 @@ def test_rich_stays_out() -> None:
     subprocess.run([sys.executable, "-c", code], stderr=slave, check=True)
     os.close(slave)
     os.close(master)
+
+
+@pytest.mark.parametrize("form", ["json", "pretty"])
+def test_log_lines_carry_their_priority(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, form: LogFormat
+) -> None:
+    """`journalctl -p warning` shows warnings and errors, and no other line."""
+    path = tmp_path / "log"
+    with path.open("w") as stream:
+        monkeypatch.setenv("JOURNAL_STREAM", "{0.st_dev}:{0.st_ino}".format(os.fstat(stream.fileno())))
+        logs.configure("sensor", form, "debug", stream)
+        for level in ("debug", "info", "warning", "error"):
+            getattr(logs.get_logger(), level)("something", number=1)
+    lines = path.read_text().splitlines()
+    assert [line[:3] for line in lines] == ["<7>", "<6>", "<4>", "<3>"]
+    if form == "json":
+        assert json.loads(lines[2][3:])["level"] == "warning"
