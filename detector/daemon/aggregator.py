@@ -58,8 +58,10 @@ from detector.daemon.messages import (
 from detector.kernel.bpf import RunTime
 from detector.kernel.drain import Drained
 from detector.logs import get_logger
+from detector.publish import history
 from detector.publish.exporter import Exposition
 from detector.publish.http import server as web
+from detector.publish.http.listening import page_of
 from detector.publish.http.request import Hosts
 from detector.publish.inspect import socket as inspect
 from detector.publish.inspect.access import Access
@@ -245,6 +247,7 @@ class Aggregator:
         collected = self._clock.monotonic()
         try:
             self._judge(started, collected)
+            history.tell(self.snapshot.news)
         except Exception:
             self.snapshot = replace(self.snapshot, failures=self.snapshot.failures + 1)
             _log.error("a cycle failed", exc_info=True)
@@ -275,7 +278,7 @@ class Aggregator:
         before, epoch, told = self.snapshot, self.epoch, self._state
         now = self._clock.time()
         since = before.since if before.report and before.report.verdict is report.verdict else now
-        self.snapshot = Snapshot(
+        made = Snapshot(
             report=report,
             since=since,
             made=now,
@@ -305,6 +308,7 @@ class Aggregator:
             holds=self._holds(fill),
             canaries=places(counts, epoch.roster, epoch.exits, epoch.pools),
         )
+        self.snapshot = history.follow(before, made)
 
     def _views(self, report: Report, observed: list[Observed]) -> tuple[PeerView, ...]:
         """The peers, as references to what was judged."""
@@ -319,7 +323,16 @@ class Aggregator:
     def _holds(self, fill: Mapping[str, int]) -> tuple[Holding, ...]:
         epoch, kept = self.epoch, len(self._before)
         held = epoch.window.held(self._clock.monotonic())
-        return holdings(self._config, self._state.held, epoch.roster, epoch.exits, held, fill, kept)
+        return holdings(
+            self._config,
+            self._state.held,
+            epoch.roster,
+            epoch.exits,
+            held,
+            fill,
+            kept,
+            len(self.snapshot.history),
+        )
 
     def rehearse(self) -> None:
         """Judge a relay that is made up, so that all that this needs is imported; nothing is to be kept.
@@ -418,7 +431,10 @@ def _watch(spec: AggregatorSpec) -> None:
     privileges.die_with_parent()
     aggregator = Aggregator(config, spec.hook, KernelCounts(spec.maps, config.tables), channel)
     pages = _pages(aggregator)
-    aggregator.server = web.serve(socket.socket(fileno=spec.listener), pages, access, _hosts(config))
+    listener = socket.socket(fileno=spec.listener)
+    page = page_of(listener, secured=access is not None and access.context is not None)
+    aggregator.about = replace(aggregator.about, page=page)
+    aggregator.server = web.serve(listener, pages, access, _hosts(config))
     if spec.inspect is not None:
         who = Access(spec.access.owner, spec.access.group, spec.access.mode)
         inspect.serve(socket.socket(fileno=spec.inspect), _answers(aggregator), who)
