@@ -199,7 +199,7 @@ class FamilyReport:
 
     def as_dict(self) -> dict[str, object]:
         """The family's part of the JSON object (docs: "The report")."""
-        empty: dict[str, object] = {"min": None, "median": None}
+        empty: dict[str, object] = dict.fromkeys(("min", "median", "effective_min", "effective_median"))
         return {
             "verdict": self.verdict.value,
             "predictor": self.predictor,

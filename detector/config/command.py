@@ -6,11 +6,13 @@ As a program of its own it prints the configuration for `detector.config.reload`
 
 from __future__ import annotations
 
+import json
 import sys
 from pathlib import Path
 
 import click
 
+from detector.base.answers import SCHEMA_VERSION
 from detector.base.errors import UsageError
 from detector.config.file import load_config
 from detector.config.web import load_web
@@ -24,7 +26,8 @@ def check_config(file: Path, as_json: bool) -> None:
     config = load_config(file)
     if config.web_config_file is not None:
         load_web(Path(config.web_config_file), guarded=config.to_be_guarded)
-    click.echo(config.to_json() if as_json else f"{file}: valid")
+    shown = {"schema_version": SCHEMA_VERSION, **json.loads(config.to_json())}
+    click.echo(json.dumps(shown) if as_json else f"{file}: valid")
 
 
 def main(path: str) -> int:
