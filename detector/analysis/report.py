@@ -10,7 +10,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from detector.analysis.numerics import Floats
-from detector.base.answers import SCHEMA_VERSION
 from detector.base.family import Family
 from detector.base.verdicts import Reason, Verdict
 
@@ -199,7 +198,7 @@ class FamilyReport:
 
     def as_dict(self) -> dict[str, object]:
         """The family's part of the JSON object (docs: "The report")."""
-        empty: dict[str, object] = dict.fromkeys(("min", "median", "effective_min", "effective_median"))
+        empty: dict[str, object] = {"min": None, "median": None}
         return {
             "verdict": self.verdict.value,
             "predictor": self.predictor,
@@ -246,7 +245,6 @@ class Report:
     def as_dict(self) -> dict[str, object]:
         """The JSON object."""
         return {
-            "schema_version": SCHEMA_VERSION,
             "verdict": self.verdict.value,
             "predictor": self.predictor,
             "coverage": _rounded(self.coverage),
