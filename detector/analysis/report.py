@@ -10,7 +10,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from detector.analysis.numerics import Floats
-from detector.base.answers import SCHEMA_VERSION
 from detector.base.family import Family
 from detector.base.verdicts import ExclusiveKind, Reason, Verdict
 
@@ -274,7 +273,6 @@ class Report:
     def as_dict(self) -> dict[str, object]:
         """The JSON object."""
         return {
-            "schema_version": SCHEMA_VERSION,
             "verdict": self.verdict.value,
             "predictor": self.predictor,
             "coverage": _rounded(self.coverage),

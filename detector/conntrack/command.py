@@ -8,14 +8,13 @@ import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, BinaryIO, cast
+from typing import Any, BinaryIO
 
 import click
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
 
 from detector.analysis.verdict import judge
-from detector.base.answers import ReportAnswer
 from detector.base.errors import UsageError
 from detector.base.family import Family
 from detector.base.ranges import parse_pool
@@ -81,7 +80,7 @@ def analyze(
     if as_json:
         click.echo(json.dumps(report))
     else:
-        show_report(cast(ReportAnswer, report))
+        show_report(report)
 
 
 def _gap(text: str) -> float:
