@@ -3,4 +3,4 @@
 
 from detector.cli import main
 
-main(prog_name="exitprint")
+main()

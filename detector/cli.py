@@ -22,19 +22,24 @@ _ELSEWHERE = {
     "doctor": "detector.doctor.command:doctor",
     "lab": "detector.lab.wiring:lab",
     "explain": "detector.client.commands:explain",
-    "holds": "detector.client.commands:holds",
+    "history": "detector.client.commands:history",
+    "holds": "detector.client.commands:retention",
     "peers": "detector.client.commands:peers",
     "status": "detector.client.commands:status",
+    "retention": "detector.client.commands:retention",
     "watch": "detector.client.commands:watch",
     "simulate": "detector.simulate.command:simulate",
 }
+
+# Names of before, which go on working and are not listed.
+_ALIASES = {"holds"}
 
 
 class _Commands(click.Group):
     """Subcommands, imported when asked for; an `ExitprintError` becomes a message and an exit status."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
-        return sorted({*super().list_commands(ctx), *_ELSEWHERE})
+        return sorted({*super().list_commands(ctx), *_ELSEWHERE} - _ALIASES)
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         if cmd_name not in _ELSEWHERE:

@@ -1,20 +1,24 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Reports for people, on a terminal or through a pipe."""
+"""Reports for people, on a terminal or through a pipe: plain words first, terms and numbers behind."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from typing import Any
+from collections.abc import Iterable, Iterator, Mapping
 
 from rich.console import Console, Group, RenderableType
 from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
+from detector.base.answers import (
+    AnonymityAnswer,
+    ContrastAnswer,
+    ExplainedAnswer,
+    FamilyAnswer,
+    ReportAnswer,
+)
 from detector.base.family import Family
 from detector.base.verdicts import CONTRAST_WORDS, Severity, words_of
-
-Report = Mapping[str, Any]
 
 _STYLES = {
     Severity.CRITICAL: "bold red",
@@ -35,27 +39,46 @@ def family_label(family: str) -> str:
     return Family(family).label if family in tuple(Family) else family
 
 
-def show_report(report: Report) -> None:
-    """Print a report on standard output."""
-    Console(highlight=False).print(Group(*report_parts(report)))
+def show_report(report: ReportAnswer, remarks: Iterable[str] = ()) -> None:
+    """Print a report on standard output, with remarks in its last line."""
+    console = Console(highlight=False)
+    console.print(Group(*verdict_parts(report), *evidence_parts(report.get("families", {}))))
+    footing = [f"coverage {percent(report['coverage'])}"]
+    if unread := report.get("rules_not_understood", 0):
+        footing.append(f"{unread:,} rules not understood")
+    console.print(Text(", ".join([*footing, *remarks]), style="dim"))
 
 
-def report_parts(report: Report) -> Iterator[RenderableType]:
-    """A report, piece by piece from top to bottom."""
-    yield _verdict("The relay is ", report)
+def headline(verdict: str) -> Text:
+    """What a relay's verdict says, in plain words."""
+    return Text(words_of(verdict).headline, style=style_of(verdict))
+
+
+def named(verdict: str, predictor: str | None) -> Text:
+    """A verdict by its name, with its predictor."""
+    text = Text(verdict, style=style_of(verdict))
+    return text.append(f" by {predictor}", style="default") if predictor else text
+
+
+def verdict_parts(report: ReportAnswer, since: str = "") -> Iterator[RenderableType]:
+    """The verdict in plain words, by its name, and why."""
+    yield headline(report["verdict"])
+    yield Text("The relay is ").append_text(named(report["verdict"], report["predictor"])).append(since)
     if report.get("why"):
         yield Padding(Text(report["why"]), (0, 0, 1, 2))
-    if report.get("families"):
-        yield _table(report["families"])
-        yield from _rules(report["families"])
-    yield from _changes(report)
-    yield Text(_footing(report), style="dim")
 
 
-def _rules(families: Mapping[str, Mapping[str, Any]]) -> Iterator[RenderableType]:
+def evidence_parts(families: Mapping[str, FamilyAnswer]) -> Iterator[RenderableType]:
+    """The numbers, a column for each family, and what the peers are by rule."""
+    if families:
+        yield _table(families)
+        yield from _rules(families)
+
+
+def _rules(families: Mapping[str, FamilyAnswer]) -> Iterator[RenderableType]:
     """What the peers are by the pool, and so by the rule, that serves them, where there are several."""
     for name, family in families.items():
-        pools = family.get("pools", ())
+        pools = family.get("pools", [])
         if len(pools) < 2 or not any(pool["flagged"] for pool in pools):
             continue
         for pool in pools:
@@ -64,20 +87,7 @@ def _rules(families: Mapping[str, Mapping[str, Any]]) -> Iterator[RenderableType
             yield Text(where + (", ".join(f"{count:,} peers {verdict}" for verdict, count in found) or "–"))
 
 
-def _changes(report: Report) -> Iterator[RenderableType]:
-    """What the last change of the rules did."""
-    for name, change in report.get("epoch", {}).get("change", {}).items():
-        yield Text(f"  {family_label(name)}: {change['why']}")
-
-
-def _verdict(before: str, judged: Mapping[str, Any]) -> Text:
-    text = Text(before).append(judged["verdict"], style=style_of(judged["verdict"]))
-    if judged.get("predictor"):
-        text.append(f" by {judged['predictor']}")
-    return text
-
-
-def _table(families: Mapping[str, Mapping[str, Any]]) -> Table:
+def _table(families: Mapping[str, FamilyAnswer]) -> Table:
     table = Table(box=None, padding=(0, 2), show_edge=False, header_style="bold")
     table.add_column("")
     for family in families:
@@ -88,42 +98,34 @@ def _table(families: Mapping[str, Mapping[str, Any]]) -> Table:
     return table
 
 
-def _column(family: Mapping[str, Any]) -> Iterator[tuple[str, RenderableType]]:
-    yield "verdict", _verdict("", family)
+def _column(family: FamilyAnswer) -> Iterator[tuple[str, RenderableType]]:
+    yield "verdict", named(family["verdict"], family["predictor"])
     yield "seen", f"{family['flows']:,} flows of {family['peers']:,} peers"
     yield "exits in use", f"{family['exits']:,} of {family['pool_size']:,}"
     for contrast, label in CONTRAST_WORDS.items():
-        yield f"same exit {label}", _contrast(family["contrasts"][contrast])
+        yield f"same exit {label}", _contrast(family["contrasts"].get(contrast))
     yield "best explained by", _explained(family["explained"])
     yield "peers on an exit", _spread(family["anonymity_set"])
     yield "leak", f"{family['leak_bits']} bits"
 
 
-def _contrast(contrast: Mapping[str, Any]) -> str:
-    if not contrast["trials"]:
+def _contrast(contrast: ContrastAnswer | None) -> str:
+    if contrast is None or not contrast["trials"]:
         return "not seen"
-    return f"{contrast['observed']:.1%} (chance {contrast['chance']:.1%})"
+    return f"{percent(contrast['observed'])} (chance {percent(contrast['chance'])})"
 
 
-def _explained(explained: Mapping[str, Mapping[str, float]]) -> str:
+def _explained(explained: Mapping[str, ExplainedAnswer]) -> str:
     if not explained:
         return "–"
-    name, best = max(explained.items(), key=lambda one: one[1]["ratio"] - one[1]["chance"])
-    return f"{name} {best['ratio']:.1%} (chance {best['chance']:.1%})"
+    name, best = max(explained.items(), key=lambda one: (one[1]["ratio"] or 0.0) - (one[1]["chance"] or 0.0))
+    return f"{name} {percent(best['ratio'])} (chance {percent(best['chance'])})"
 
 
-def _spread(sets: Mapping[str, float | None]) -> str:
+def _spread(sets: AnonymityAnswer) -> str:
     return "–" if sets["min"] is None else f"{sets['min']:g} at least, {sets['median']:g} in the median"
 
 
-def _footing(report: Report) -> str:
-    parts = [f"coverage {report['coverage']:.1%}" if "coverage" in report else "no evidence yet"]
-    if report.get("hook"):
-        parts.append(f"hook {report['hook']}")
-    if report.get("since"):
-        parts.append(f"since {report['since']}")
-    if report.get("rules_not_understood"):
-        parts.append(f"{report['rules_not_understood']} rules not understood, see the log")
-    if report.get("waiting"):
-        parts.append(f"waiting: {report['waiting']}")
-    return ", ".join(parts)
+def percent(share: float | None) -> str:
+    """A share for people."""
+    return "–" if share is None else f"{share:.1%}"

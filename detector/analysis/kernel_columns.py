@@ -54,6 +54,26 @@ def kernel_exits(
     return exits
 
 
+def kernel_hashes(source: Packed, destination: Packed, zone: Words, *, four: bool) -> Words:
+    """The hash that chooses the last word of an exit without ``persistent``, if the words before are fixed.
+
+    Args:
+        source: shape (n, 16), all of one family.
+        destination: likewise.
+        zone: shape (n,).
+        four: that family is IPv4.
+
+    Returns:
+        Shape (n,).
+    """
+    target = _loaded(destination, four)
+    hashed = _hash(_loaded(source, four), target[0 if four else 3] ^ zone)
+    if not four:
+        for word in target[:3]:
+            hashed ^= word
+    return hashed
+
+
 def within(packed: Packed, first: Address, last: Address) -> NDArray[np.bool_]:
     """Which addresses lie in a range, shape (n,)."""
     words = np.ascontiguousarray(packed).view(">u8")

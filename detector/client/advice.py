@@ -3,13 +3,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import dataclass
 
+from detector.base.answers import AdviceAnswer, CommandAnswer, StatusAnswer
 from detector.base.verdicts import LEAKS, REASON_WORDS, VERDICT_WORDS, Reason, Verdict
-
-RUNBOOKS = "deploy/runbooks"
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,21 +16,22 @@ class Advice:
     Attributes:
         what: one sentence.
         commands: each with what it is for.
-        runbook: the file in the project that says more, None where nothing is wrong.
+        runbook: where the relay itself serves the runbook that says more, None where nothing is wrong.
     """
 
     what: str
     commands: tuple[tuple[str, str], ...] = ()
     runbook: str | None = None
 
-    def as_dict(self) -> dict[str, Any]:
+    def as_dict(self) -> AdviceAnswer:
         """For JSON."""
-        return asdict(self) | {"commands": [{"command": one, "for": why} for one, why in self.commands]}
+        commands: list[CommandAnswer] = [{"command": one, "for": why} for one, why in self.commands]
+        return {"what": self.what, "commands": commands, "runbook": self.runbook}
 
 
 _AUDIT = ("exitprint audit", "which NAT rule does it, and the rule to write instead")
 _PEERS = ("exitprint peers", "whom it concerns, by pseudonym")
-_PROVE = ("exitprint watch", "after the change: a new epoch, and then a verdict that is a good one")
+_PROVE = ("exitprint watch", "after the change: a new epoch, a good verdict")
 _DOCTOR = ("exitprint doctor", "what of this host is in the way")
 _LOG = ("journalctl -u exitprint", "what the service says of itself")
 _LOST = ("exitprint status --json", "which tables lost how much, under `lost`")
@@ -49,10 +47,10 @@ _COMMANDS = {
 }
 
 
-def advice_for(status: Mapping[str, Any]) -> Advice:
+def advice_for(status: StatusAnswer) -> Advice:
     """What to do about a status object."""
     if status.get("waiting"):
-        runbook = _path(REASON_WORDS[Reason.NOT_WATCHED].runbook)
+        runbook = _link(status, REASON_WORDS[Reason.NOT_WATCHED].runbook)
         return Advice("Nothing is judged as long as the service waits.", (_DOCTOR, _LOG), runbook)
     verdict = Verdict(status["verdict"]) if status["verdict"] in tuple(Verdict) else Verdict.UNKNOWN
     if status.get("rules_not_understood") and verdict not in LEAKS:
@@ -63,19 +61,21 @@ def advice_for(status: Mapping[str, Any]) -> Advice:
     if verdict is Verdict.UNKNOWN:
         return _unknown(status)
     words = VERDICT_WORDS[verdict]
-    return Advice(words.first, (_AUDIT, _PEERS, _PROVE) if verdict in LEAKS else (), _path(words.runbook))
+    return Advice(
+        words.first, (_AUDIT, _PEERS, _PROVE) if verdict in LEAKS else (), _link(status, words.runbook)
+    )
 
 
-def _unknown(status: Mapping[str, Any]) -> Advice:
+def _unknown(status: StatusAnswer) -> Advice:
     """By the first reason that somebody can do something about; else waiting is all."""
     given = {reason for family in status["families"].values() for reason in family["unknown_because"]}
     for reason, commands in _COMMANDS.items():
         if reason in given:
             because = REASON_WORDS[reason]
-            return Advice(because.first, commands, _path(because.runbook))
+            return Advice(because.first, commands, _link(status, because.runbook))
     words = VERDICT_WORDS[Verdict.UNKNOWN]
-    return Advice(words.first, (_PROVE, _DOCTOR), _path(words.runbook))
+    return Advice(words.first, (_PROVE, _DOCTOR), _link(status, words.runbook))
 
 
-def _path(runbook: str | None) -> str | None:
-    return None if runbook is None else f"{RUNBOOKS}/{runbook}.md"
+def _link(status: StatusAnswer, runbook: str | None) -> str | None:
+    return None if runbook is None else f"{status['page']}/runbooks/{runbook}.md"

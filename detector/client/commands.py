@@ -1,10 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The commands `status`, `peers`, `explain`, `watch` and `holds`: thin, over the service's local socket."""
+"""The commands of the person on call: thin, over the service's local socket."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+import os
+import sys
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
@@ -17,13 +19,14 @@ from detector.base.family import Family
 from detector.base.verdicts import VERDICTS
 from detector.client import watching
 from detector.client.advice import advice_for
-from detector.client.render import explain_view, holds_view, peers_view, status_view
+from detector.client.asking import Service
+from detector.client.checking import CHECK_HELP, check_status
+from detector.client.render import explain_view, history_view, peers_view, retention_view, status_view
 from detector.config.model import INSPECT_SOCKET
-from detector.publish.inspect.socket import ask
 from detector.publish.peers import SORTS
 
 _LEAST_INTERVAL = 0.2
-_WIDE = 140  # columns of a table that goes through a pipe
+_WIDE = 180  # columns of a table that goes through a pipe
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
@@ -39,14 +42,17 @@ _socket = click.option(
 _json = click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 
 
-@click.command(short_help="Is it leaking, why, since when, what to do.")
+@click.command(short_help="Is it leaking, why, since when, what to do.", epilog=CHECK_HELP)
 @_socket
 @_json
-def status(path: Path, as_json: bool) -> None:
+@click.option("--check", is_flag=True, help="Say it by the exit status too, for scripts.")
+def status(path: Path, as_json: bool, check: bool) -> None:
     """Ask the running service for its verdict, why, since when, on what evidence, and what to do."""
-    answer = ask(path, "status")
-    advice = advice_for(answer)
-    _print(answer | {"advice": advice.as_dict()}, status_view(answer, advice, datetime.now(UTC)), as_json)
+    answer = Service(path).status()
+    advice, now = advice_for(answer), datetime.now(UTC)
+    _print({**answer, "advice": advice.as_dict()}, status_view(answer, advice, now), as_json)
+    if check:
+        sys.exit(check_status(answer, now))
 
 
 @click.command(short_help="The riskiest peers, by pseudonym.")
@@ -56,10 +62,10 @@ def status(path: Path, as_json: bool) -> None:
 @click.option("--verdict", type=click.Choice([one.value for one in VERDICTS]), help="Only these.")
 @click.option("--family", type=click.Choice([one.value for one in Family]), help="Only this family.")
 @click.option("--limit", type=click.IntRange(1, 1000), default=20, show_default=True)
-def peers(path: Path, as_json: bool, **arguments: Any) -> None:
+def peers(path: Path, as_json: bool, **arguments: object) -> None:
     """List the peers, the riskiest first, by pseudonym: one line for each tunnel address with flows."""
-    answer = ask(path, "peers", **arguments)
-    _print(answer, peers_view(answer), as_json, _WIDE)
+    answer = Service(path).peers(arguments)
+    _print(answer, peers_view(answer, _console(_WIDE).width), as_json, _WIDE)
 
 
 @click.command(short_help="Everything about one peer.")
@@ -67,18 +73,30 @@ def peers(path: Path, as_json: bool, **arguments: Any) -> None:
 @_json
 @click.argument("pseudonym")
 def explain(path: Path, as_json: bool, pseudonym: str) -> None:
-    """Show the exits of the peer PSEUDONYM, its contrasts against chance, and what is found."""
-    answer = ask(path, "explain", pseudonym=pseudonym)
+    """Show the exits of the peer PSEUDONYM, its contrasts against chance, and what is found.
+
+    The beginning of a pseudonym is enough where no other begins so.
+    """
+    answer = Service(path).explain(pseudonym)
     _print(answer, explain_view(answer, blocks=_console().encoding.startswith("utf")), as_json)
+
+
+@click.command(short_help="What changed, and when.")
+@_socket
+@_json
+def history(path: Path, as_json: bool) -> None:
+    """List changes of verdict, rules, coverage and state since the service started, the newest last."""
+    answer = Service(path).history()
+    _print(answer, history_view(answer, datetime.now(UTC)), as_json)
 
 
 @click.command(short_help="What the service has in memory now.")
 @_socket
 @_json
-def holds(path: Path, as_json: bool) -> None:
+def retention(path: Path, as_json: bool) -> None:
     """Say exactly what the service holds in memory, how much of it, and for how long."""
-    answer = ask(path, "holds")
-    _print(answer, holds_view(answer), as_json, _WIDE)
+    answer = Service(path).retention()
+    _print(answer, retention_view(answer), as_json)
 
 
 @click.command(short_help="The verdict as it changes.")
@@ -87,18 +105,19 @@ def holds(path: Path, as_json: bool) -> None:
 @click.option("--interval", type=click.FloatRange(_LEAST_INTERVAL), default=1.0, show_default=True)
 def watch(path: Path, as_json: bool, interval: float) -> None:
     """Show the status live; through a pipe, one line for each change. Ends with Ctrl-C."""
-    seen = watching.follow(lambda: ask(path, "status"), interval)
+    service = Service(path)
+    seen = watching.follow(service.status, interval)
     console = _console()
     with suppress(KeyboardInterrupt):
         if console.is_terminal and not as_json:
-            watching.show_live(seen, console)
+            watching.show_live(seen, console, lambda: service.history()["events"])
         else:
             line = watching.json_line if as_json else watching.text_line
             for now in watching.changes(seen):
                 click.echo(line(now))
 
 
-def _print(answer: dict[str, Any], view: RenderableType, as_json: bool, width: int = 0) -> None:
+def _print(answer: Mapping[str, object], view: RenderableType, as_json: bool, width: int = 0) -> None:
     if as_json:
         click.echo(json.dumps(answer))
     else:
@@ -106,6 +125,8 @@ def _print(answer: dict[str, Any], view: RenderableType, as_json: bool, width: i
 
 
 def _console(width: int = 0) -> Console:
-    """Standard output; through a pipe at least so many columns."""
+    """Standard output; through a pipe at least so many columns, unless COLUMNS says how many."""
     console = Console(highlight=False)
-    return console if console.is_terminal else Console(highlight=False, width=max(console.width, width))
+    if console.is_terminal or "COLUMNS" in os.environ:
+        return console
+    return Console(highlight=False, width=max(console.width, width))

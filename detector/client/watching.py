@@ -5,20 +5,20 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from datetime import UTC, datetime
-from typing import Any
 
 from rich.console import Console
 from rich.live import Live
 from rich.text import Text
 
+from detector.base.answers import EventAnswer, StatusAnswer
 from detector.base.errors import NotYet
 from detector.client.advice import advice_for
-from detector.client.render import line_of, status_view
+from detector.client.render import line_of, watch_view
 
-Ask = Callable[[], dict[str, Any]]
-Now = Mapping[str, Any] | str
+Ask = Callable[[], StatusAnswer]
+Now = StatusAnswer | str
 """A status object, or why there is none."""
 
 
@@ -36,14 +36,20 @@ def follow(ask: Ask, interval: float) -> Iterator[Now]:
         time.sleep(interval)
 
 
-def show_live(seen: Iterator[Now], console: Console) -> None:
-    """Redraw one view for each."""
-    with Live(console=console, auto_refresh=False, transient=False) as live:
+def show_live(seen: Iterator[Now], console: Console, events: Callable[[], Iterable[EventAnswer]]) -> None:
+    """Redraw one view for each.
+
+    Args:
+        seen: from `follow`.
+        console: a terminal.
+        events: what changed until now, the newest last.
+    """
+    with Live(console=console, auto_refresh=False, transient=False, vertical_overflow="crop") as live:
         for now in seen:
             view = (
                 Text(now, style="yellow")
                 if isinstance(now, str)
-                else status_view(now, advice_for(now), datetime.now(UTC))
+                else watch_view(now, events(), advice_for(now), datetime.now(UTC))
             )
             live.update(view, refresh=True)
 
@@ -52,12 +58,12 @@ def changes(seen: Iterator[Now]) -> Iterator[Now]:
     """Those that say something else than the one before."""
     before: object = None
     for now in seen:
-        if _warnings(now) != before:
-            before = _warnings(now)
+        if _essence(now) != before:
+            before = _essence(now)
             yield now
 
 
-def _warnings(now: Now) -> object:
+def _essence(now: Now) -> object:
     """What a change is: verdicts and what they rest on, not each new flow."""
     if isinstance(now, str):
         return now

@@ -19,14 +19,12 @@ from detector.config.web import load_web
 @click.command("check-config")
 @click.argument("file", type=click.Path(path_type=Path))
 @click.option("--json", "as_json", is_flag=True, help="Print what the file comes to, with every default.")
-@click.option("--quiet", is_flag=True, help="Say nothing of a file that is valid.")
-def check_config(file: Path, as_json: bool, quiet: bool) -> None:
+def check_config(file: Path, as_json: bool) -> None:
     """Validate a configuration FILE; durations in the JSON object are seconds."""
     config = load_config(file)
     if config.web_config_file is not None:
         load_web(Path(config.web_config_file), guarded=config.to_be_guarded)
-    if not quiet:
-        click.echo(config.to_json() if as_json else f"{file}: valid")
+    click.echo(config.to_json() if as_json else f"{file}: valid")
 
 
 def main(path: str) -> int:

@@ -3,15 +3,17 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Sequence
-from ipaddress import ip_network
+from ipaddress import IPv4Network, IPv6Network, ip_network
 from pathlib import Path
 
 from detector.base.errors import UsageError
 from detector.base.family import unpack
+from detector.conntrack.source import Unpacking, unpacked
 from detector.wireguard.model import AllowedIp
 
-MAX_PEERS = 1 << 20
+MAX_PEERS = 1 << 17
 NOBODY = -1
 NO_ROOM = -2
 _NETWORK_BITS = 128
@@ -66,13 +68,17 @@ def read_peers_file(path: Path) -> Peers:
         UsageError: it cannot be read, holds no peer, or a line is not one of ``wg show``.
     """
     try:
-        lines = path.read_text(encoding="ascii").splitlines()
-    except UnicodeDecodeError as error:
-        raise UsageError(f"{path} is not what `wg show` prints", _HINT) from error
+        with path.open("rb") as file:
+            packed = file.read(_LARGEST)
     except OSError as error:
         raise UsageError(
             f"{path} cannot be read: {error.strerror}", "check the name and its rights"
         ) from error
+    content = b"".join(unpacked(iter([packed]), Unpacking()))
+    try:
+        lines = content.decode("ascii").splitlines()
+    except UnicodeDecodeError as error:
+        raise UsageError(f"{path} is not what `wg show` prints", _HINT) from error
     allowed = [one for number, line in enumerate(lines, 1) for one in _allowed_ips(path, number, line)]
     if not allowed:
         raise UsageError(f"{path} holds no allowed-ips", _HINT)
@@ -80,22 +86,35 @@ def read_peers_file(path: Path) -> Peers:
 
 
 _HINT = "make it with `wg show all allowed-ips`"
+_LARGEST = 1 << 28
+_KEY = re.compile(r"[A-Za-z0-9+/]{43}=")
+_DUMPED_PEER = (
+    8  # words of a peer in `wg show INTERFACE dump`: key, preshared key, endpoint, allowed-ips, ...
+)
+_DUMPED_INTERFACE = 4  # private key, public key, port, mark
 
 
 def _allowed_ips(path: Path, number: int, line: str) -> Iterable[AllowedIp]:
-    """``[INTERFACE] KEY ALLOWED-IP...``; a peer without any has ``(none)``."""
+    """``[INTERFACE] KEY ALLOWED-IP...`` or a line of ``dump``; a peer without any has ``(none)``."""
     words = line.split()
     if not words:
         return ()
-    start = 1 if _is_allowed(words[1:2]) else 2
-    if len(words) <= start or not all(_is_allowed([word]) for word in words[start:]):
+    if not _KEY.fullmatch(words[0]):
+        words = words[1:]  # the interface
+    found = _networks(words)
+    if found is None:
         raise UsageError(f"line {number} of {path} is not what `wg show all allowed-ips` prints", _HINT)
-    networks = [ip_network(word) for word in words[start:] if word != "(none)"]
-    return [AllowedIp(one.network_address.packed, one.prefixlen) for one in networks]
+    return [AllowedIp(one.network_address.packed, one.prefixlen) for one in found]
 
 
-def _is_allowed(words: Sequence[str]) -> bool:
+def _networks(words: Sequence[str]) -> list[IPv4Network | IPv6Network] | None:
+    """The networks of a line without its interface; None where it is no line of ``wg show``."""
+    if not words or not (_KEY.fullmatch(words[0]) or words[0] == "(none)"):
+        return None
+    if len(words) == _DUMPED_INTERFACE and words[2].isdecimal():
+        return []
+    texts = words[3].split(",") if len(words) == _DUMPED_PEER and ":" not in words[1] else words[1:]
     try:
-        return bool(words) and (words[0] == "(none)" or bool(ip_network(words[0])))
+        return [ip_network(text.rstrip(",")) for text in texts if text != "(none)"] if texts else None
     except ValueError:
-        return False
+        return None

@@ -44,7 +44,6 @@ from detector.daemon.edges import Clock, CountsSource, Link
 from detector.daemon.memory import resident_bytes
 from detector.daemon.messages import (
     AggregatorSpec,
-    Alive,
     ExitRanges,
     NewConfig,
     NewWeb,
@@ -56,12 +55,13 @@ from detector.daemon.messages import (
     ToAggregator,
     ToSensor,
 )
-from detector.daemon.notify import BEAT
 from detector.kernel.bpf import RunTime
 from detector.kernel.drain import Drained
 from detector.logs import get_logger
+from detector.publish import history
 from detector.publish.exporter import Exposition
 from detector.publish.http import server as web
+from detector.publish.http.listening import page_of
 from detector.publish.http.request import Hosts
 from detector.publish.inspect import socket as inspect
 from detector.publish.inspect.access import Access
@@ -247,6 +247,7 @@ class Aggregator:
         collected = self._clock.monotonic()
         try:
             self._judge(started, collected)
+            history.tell(self.snapshot.news)
         except Exception:
             self.snapshot = replace(self.snapshot, failures=self.snapshot.failures + 1)
             _log.error("a cycle failed", exc_info=True)
@@ -277,7 +278,7 @@ class Aggregator:
         before, epoch, told = self.snapshot, self.epoch, self._state
         now = self._clock.time()
         since = before.since if before.report and before.report.verdict is report.verdict else now
-        self.snapshot = Snapshot(
+        made = Snapshot(
             report=report,
             since=since,
             made=now,
@@ -307,6 +308,7 @@ class Aggregator:
             holds=self._holds(fill),
             canaries=places(counts, epoch.roster, epoch.exits, epoch.pools),
         )
+        self.snapshot = history.follow(before, made)
 
     def _views(self, report: Report, observed: list[Observed]) -> tuple[PeerView, ...]:
         """The peers, as references to what was judged."""
@@ -321,7 +323,16 @@ class Aggregator:
     def _holds(self, fill: Mapping[str, int]) -> tuple[Holding, ...]:
         epoch, kept = self.epoch, len(self._before)
         held = epoch.window.held(self._clock.monotonic())
-        return holdings(self._config, self._state.held, epoch.roster, epoch.exits, held, fill, kept)
+        return holdings(
+            self._config,
+            self._state.held,
+            epoch.roster,
+            epoch.exits,
+            held,
+            fill,
+            kept,
+            len(self.snapshot.history),
+        )
 
     def rehearse(self) -> None:
         """Judge a relay that is made up, so that all that this needs is imported; nothing is to be kept.
@@ -420,7 +431,10 @@ def _watch(spec: AggregatorSpec) -> None:
     privileges.die_with_parent()
     aggregator = Aggregator(config, spec.hook, KernelCounts(spec.maps, config.tables), channel)
     pages = _pages(aggregator)
-    aggregator.server = web.serve(socket.socket(fileno=spec.listener), pages, access, _hosts(config))
+    listener = socket.socket(fileno=spec.listener)
+    page = page_of(listener, secured=access is not None and access.context is not None)
+    aggregator.about = replace(aggregator.about, page=page)
+    aggregator.server = web.serve(listener, pages, access, _hosts(config))
     if spec.inspect is not None:
         who = Access(spec.access.owner, spec.access.group, spec.access.mode)
         inspect.serve(socket.socket(fileno=spec.inspect), _answers(aggregator), who)
@@ -468,12 +482,9 @@ def _loop(aggregator: Aggregator, channel: Channel[ToAggregator, ToSensor]) -> N
     while True:
         aggregator.cycle()
         following = max(following + aggregator.about.config.interval, time.monotonic())
-        channel.post(Alive())
         while (left := following - time.monotonic()) > 0:
             posting = [channel] if channel.is_posting else []
-            readable, writable, _ = select.select([channel], posting, [], min(left, BEAT))
-            if not readable and not writable:
-                channel.post(Alive())
+            readable, writable, _ = select.select([channel], posting, [], left)
             if writable:
                 channel.flush()
             if readable:

@@ -137,13 +137,8 @@ class Released:
     slots: tuple[int, ...]
 
 
-@dataclass(frozen=True, slots=True)
-class Alive:
-    """The aggregator serves, and goes on."""
-
-
 ToAggregator = Peers | Rules | State | NewConfig | NewWeb | Stop
-ToSensor = Released | Alive
+ToSensor = Released
 
 
 @dataclass(frozen=True, slots=True)

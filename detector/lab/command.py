@@ -119,8 +119,7 @@ class Steps:
 
     def hide(self) -> None:
         """Take the progress off the terminal, to print something else."""
-        if not self._progress.disable:
-            self._progress.stop()
+        self._progress.stop()
 
 
 @contextmanager

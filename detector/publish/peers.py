@@ -159,6 +159,21 @@ def _summary(view: PeerView, peer: int, share: float) -> dict[str, Any]:
     }
 
 
+def matching(views: Sequence[PeerView], beginning: str, most: int) -> list[str]:
+    """Pseudonyms in these views that begin so, in order and `most` at most; one that is whole alone."""
+    try:
+        wanted = beginning.encode("ascii")
+    except UnicodeEncodeError:
+        return []
+    found: set[str] = set()
+    for view in views:
+        names = view.names[view.observed.rows]
+        if (names == wanted).any():
+            return [beginning]
+        found |= {one.decode() for one in np.unique(names[np.char.startswith(names, wanted)])[:most]}
+    return sorted(found)[:most]
+
+
 def explain(views: Sequence[PeerView], pseudonym: str) -> list[dict[str, Any]]:
     """Everything about one peer: an object for each of its tunnel addresses."""
     return [_whole(view, peer) for view in views for peer in view.find(pseudonym)]

@@ -15,6 +15,7 @@ from detector.config.model import Config
 from detector.counts.roster import Exits, Roster
 from detector.counts.window import Held
 from detector.kernel.tables import capacities
+from detector.publish.events import MAX_EVENTS
 
 _KERNEL_MEMORY = (
     "until another takes its place; ignored once it is older than the window; nobody can read it back, "
@@ -58,6 +59,7 @@ def holdings(
     window: Held,
     fill: Mapping[str, int],
     before: int = 0,
+    events: int = 0,
 ) -> tuple[Holding, ...]:
     """Everything that is held.
 
@@ -69,6 +71,7 @@ def holdings(
         window: what the window holds.
         fill: entries in use of the kernel's tables, by name.
         before: slots of which the exit under the rules of before is remembered.
+        events: changes in the history.
     """
     return (
         *_of_sensor(config, sensor),
@@ -80,6 +83,13 @@ def holdings(
             before,
             f"until {config.window:g} s after the change",
             config.tables.peers,
+        ),
+        Holding(
+            "aggregator",
+            "changes of verdict, rules, coverage and state, without a peer",
+            events,
+            _PROGRAM,
+            MAX_EVENTS,
         ),
         Holding(
             "aggregator", "files open for writing, beside the log", files_written(), "nothing is ever written"

@@ -13,8 +13,9 @@ from datetime import UTC, datetime
 from detector import __version__
 from detector.analysis.changes import Change
 from detector.analysis.report import AnonymityReport, FamilyReport, Report
+from detector.base.answers import SCHEMA_VERSION
 from detector.base.family import Family
-from detector.base.verdicts import VERDICTS, Reason
+from detector.base.verdicts import LEAKS, VERDICTS, Reason
 from detector.config.model import Config
 from detector.config.reload import Reload
 from detector.counts.canaries import Place
@@ -22,12 +23,14 @@ from detector.counts.load import Load
 from detector.kernel.bpf import RunTime
 from detector.kernel.tables import LOSSES, Outcome, capacities
 from detector.predictors import NAMES
+from detector.publish.events import Event
 from detector.publish.exporter import Samples
 from detector.publish.peers import PeerView
 from detector.publish.retention import Holding
 
 Rows = list[tuple[tuple[str, ...], float]]
 
+_NO_REPORT = {"verdict": "unknown", "predictor": None, "coverage": None, "why": "There is no report yet."}
 _OUTCOMES = {
     Outcome.COUNTED: "counted",
     Outcome.NOT_A_PEER: "not_a_peer",
@@ -39,10 +42,15 @@ _OUTCOMES = {
 
 @dataclass(frozen=True, slots=True)
 class About:
-    """What does not change while the service runs."""
+    """What hardly changes while the service runs.
+
+    Attributes:
+        page: where a browser on the relay finds the status page, empty where that is not known.
+    """
 
     config: Config
     hook: str
+    page: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,13 +99,18 @@ class Snapshot:
     reload: Reload = field(default_factory=Reload)
     peers: tuple[PeerView, ...] = field(default=(), repr=False)
     holds: tuple[Holding, ...] = ()
+    family_since: Mapping[Family, float] = field(default_factory=dict)
+    news: tuple[Event, ...] = field(default=(), repr=False)
+    history: tuple[Event, ...] = field(default=(), repr=False)
     canaries: tuple[Place, ...] = ()
 
 
 def status(now: Snapshot, about: About) -> dict[str, object]:
     """The report object of the design, with what the service knows beside it."""
-    report = now.report.as_dict() if now.report else {"verdict": "unknown", "predictor": None, "families": {}}
+    report = now.report.as_dict() if now.report else dict(_NO_REPORT)
     return report | {
+        "schema_version": SCHEMA_VERSION,
+        "families": _families(now),
         "relay": about.config.relay,
         "since": _time(now.since),
         "made": _time(now.made),
@@ -115,6 +128,7 @@ def status(now: Snapshot, about: About) -> dict[str, object]:
             "restart_needed": list(now.reload.restart),
         },
         "hook": about.hook,
+        "page": about.page,
         "waiting": now.waiting,
         "rules_not_understood": now.not_understood,
         "canaries": [_canary(place) for place in now.canaries],
@@ -131,6 +145,16 @@ def _canary(place: Place) -> dict[str, object]:
         "pool_size": place.pool_size,
         "votes": place.votes,
         "kept": place.kept,
+    }
+
+
+def _families(now: Snapshot) -> dict[str, dict[str, object]]:
+    """Each family's part of the report, with since when it stands and the rules that do it."""
+    families = now.report.families if now.report else {}
+    return {
+        family.value: report.as_dict()
+        | {"since": _time(now.family_since.get(family, 0.0)), "rules_at_fault": list(rules_at_fault(report))}
+        for family, report in families.items()
     }
 
 
@@ -243,3 +267,15 @@ def _consistency(family: Family, report: FamilyReport) -> dict[str, Rows]:
         "consistency_observed_ratio": [((family, name), one.observed) for name, one in tried.items()],
         "consistency_chance_ratio": [((family, name), one.chance) for name, one in tried.items()],
     }
+
+
+def rules_at_fault(report: FamilyReport) -> tuple[str, ...]:
+    """Where the rules stand whose peers show the family's verdict, if that is a leak; each once."""
+    if report.verdict not in LEAKS:
+        return ()
+    found = (
+        pool.origin
+        for pool in report.pools
+        if pool.origin and pool.judged and 2 * pool.by_verdict.get(report.verdict, 0) >= pool.judged
+    )
+    return tuple(dict.fromkeys(found))

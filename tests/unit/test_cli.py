@@ -43,6 +43,8 @@ FAMILY = {
     "coverage": 1.0,
     "unknown_because": [],
     "suspected": [],
+    "since": "2026-01-02T03:04:05+00:00",
+    "rules_at_fault": ["ip exits postrouting handle 2"],
 }
 REPORT = {
     "verdict": "predictable",
@@ -50,9 +52,22 @@ REPORT = {
     "coverage": 1.0,
     "why": "The exit follows from the tunnel address [red]alone[/red].",
     "families": {"ipv4": FAMILY, "ipv6": FAMILY | {"verdict": "unknown", "predictor": None}},
+    "schema_version": 1,
+    "relay": "r",
+    "since": "2026-01-02T03:04:05+00:00",
+    "made": "2026-01-02T03:05:05+00:00",
+    "cycles": 7,
+    "interval": 10.0,
+    "window": 86400.0,
+    "epoch": {"number": 1, "since": "2026-01-02T03:04:05+00:00", "change": {}},
+    "configuration": {"last_reload_successful": True, "read": None, "restart_needed": []},
     "hook": "netfilter",
+    "page": "http://127.0.0.1:9973",
     "rules_not_understood": 1,
     "waiting": "",
+    "lost": {},
+    "unattributed": 0,
+    "canaries": [],
 }
 
 

@@ -10,6 +10,7 @@ from detector.base.errors import HostError
 from detector.config.model import Listen
 
 _BACKLOG = 1024  # those that come in a moment in which we judge; the kernel keeps them
+_LOCAL = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104  listens everywhere, so here too
 
 
 def listen(where: Listen) -> socket.socket:
@@ -27,3 +28,10 @@ def listen(where: Listen) -> socket.socket:
         raise HostError(
             f"cannot listen on {where}: {reason}", "choose another address with the key listen"
         ) from error
+
+
+def page_of(listener: socket.socket, *, secured: bool) -> str:
+    """Where a browser on this machine finds the page that is served on a socket."""
+    host, port = listener.getsockname()[:2]
+    host = _LOCAL.get(host, host)
+    return f"{'https' if secured else 'http'}://{f'[{host}]' if ':' in host else host}:{port}"

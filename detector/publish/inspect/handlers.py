@@ -7,16 +7,19 @@ from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
+from detector.base.answers import SCHEMA_VERSION
 from detector.base.errors import UsageError
 from detector.base.family import Family
 from detector.base.verdicts import VERDICTS, Verdict
+from detector.publish.events import MAX_EVENTS
 from detector.publish.inspect.socket import Answer, Arguments
-from detector.publish.peers import SORTS, PeerView, Ranking, explain, rank, summaries
+from detector.publish.peers import SORTS, PeerView, Ranking, explain, matching, rank, summaries
 from detector.publish.snapshot import About, Snapshot, status
 
 _USUAL_LIMIT = 20
 _MAX_LIMIT = 1000
 _MAX_PSEUDONYM = 64
+_FEW = 4  # pseudonyms that are named where a beginning is not enough
 
 
 def handlers(snapshot: Callable[[], Snapshot], about: Callable[[], About]) -> dict[str, Answer]:
@@ -31,7 +34,9 @@ def handlers(snapshot: Callable[[], Snapshot], about: Callable[[], About]) -> di
         "status": lambda _: status(snapshot(), about()),
         "peers": lambda arguments: _peers(snapshot(), about(), arguments, rankings),
         "explain": lambda arguments: _explain(snapshot(), about(), arguments),
-        "holds": lambda _: _holds(snapshot(), about()),
+        "history": lambda _: _history(snapshot(), about()),
+        "retention": lambda _: _retention(snapshot(), about()),
+        "holds": lambda _: _retention(snapshot(), about()),  # its name until release 1
     }
 
 
@@ -77,22 +82,38 @@ def _explain(now: Snapshot, about: About, arguments: Arguments) -> dict[str, Any
     pseudonym = arguments.get("pseudonym")
     if not isinstance(pseudonym, str) or not 1 <= len(pseudonym) <= _MAX_PSEUDONYM:
         raise UsageError("pseudonym is missing", "see them with: exitprint peers")
-    found = explain(now.peers, pseudonym)
+    names = matching(now.peers, pseudonym, _FEW)
+    if len(names) > 1:
+        some = f"{', '.join(names[:-1])} ..." if len(names) == _FEW else ", ".join(names)
+        raise UsageError(f"several pseudonyms begin so: {some}", "write more of the one that is meant")
+    found = explain(now.peers, names[0]) if names else []
     if not found:
         raise UsageError(
             "no peer has this pseudonym now",
             "it lives as long as the service and the peer; see them with: exitprint peers",
         )
-    return _head(now, about) | {"pseudonym": pseudonym, "tunnel_addresses": found}
+    return _head(now, about) | {"pseudonym": names[0], "tunnel_addresses": found}
 
 
-def _holds(now: Snapshot, about: About) -> dict[str, Any]:
+def _retention(now: Snapshot, about: About) -> dict[str, Any]:
     return _head(now, about) | {"holds": [one.as_dict() for one in now.holds]}
+
+
+def _history(now: Snapshot, about: About) -> dict[str, Any]:
+    return _head(now, about) | {
+        "room": MAX_EVENTS,
+        "events": [event.as_dict() for event in now.history],
+    }
 
 
 def _head(now: Snapshot, about: About) -> dict[str, Any]:
     made = datetime.fromtimestamp(now.made, UTC).isoformat(timespec="seconds") if now.made else None
-    return {"relay": about.config.relay, "made": made, "window": about.config.window}
+    return {
+        "schema_version": SCHEMA_VERSION,
+        "relay": about.config.relay,
+        "made": made,
+        "window": about.config.window,
+    }
 
 
 def _one_of(arguments: Arguments, key: str, known: Sequence[str], usual: str | None) -> str | None:

@@ -16,10 +16,11 @@ from detector.counts.load import Load
 from detector.publish.page import runbooks
 from detector.publish.page.detector_state import state_section
 from detector.publish.page.families import family_section
+from detector.publish.page.history import history_section
 from detector.publish.page.html import Markup, element, join
 from detector.publish.page.labels import ago, moment
 from detector.publish.page.pictures import sign
-from detector.publish.snapshot import About, Snapshot
+from detector.publish.snapshot import About, Snapshot, rules_at_fault
 
 # Read now: the process that serves it may not be able to look there later.
 _STYLE = (Path(__file__).parent / "style.css").read_text()
@@ -91,7 +92,12 @@ def _icon(severity: str) -> str:
 
 
 def _header(view: View) -> Markup:
-    links = [("/metrics", "Metrics"), ("#detector", "Detector"), ("#runbooks", "Runbooks")]
+    links = [
+        ("/metrics", "Metrics"),
+        ("#history", "History"),
+        ("#detector", "Detector"),
+        ("#runbooks", "Runbooks"),
+    ]
     links.append(("/", "Stop reloading") if view.refreshing else ("/?reload", f"Reload every {REFRESH} s"))
     items = [element("li", element("a", text, href=to)) for to, text in links]
     return element(
@@ -109,6 +115,7 @@ def _main(view: View) -> Markup:
         _notice(f"Waiting: {now.waiting}.") if now.waiting else None,
         _verdict(now.report, now, view.clock),
         *_families(view),
+        history_section(now.history, view.clock),
         state_section(now, view.about, view.healthy, view.ready),
         _runbooks(),
     )
@@ -128,12 +135,23 @@ def _verdict(report: Report | None, now: Snapshot, clock: float) -> Markup:
         element("div", sign(words.severity, 32), title, class_="line"),
         element("p", _since(report, now, clock), class_="since"),
         element("p", report.why) if report and report.why else None,
+        *_rules_at_fault(report),
         _next_steps(verdict),
         class_=f"verdict {words.severity}",
         id="verdict",
         role="region",
         aria_labelledby="verdict-text",
     )
+
+
+def _rules_at_fault(report: Report | None) -> list[Markup]:
+    """Where the rules stand whose peers leak, by family."""
+    families = report.families.items() if report else ()
+    found = [(family, rule) for family, one in families for rule in rules_at_fault(one)]
+    return [
+        element("p", f"Rule at fault, {family.label}: ", element("code", rule), class_="fault")
+        for family, rule in found
+    ]
 
 
 def _since(report: Report | None, now: Snapshot, clock: float) -> Markup:

@@ -8,6 +8,7 @@ import os
 import signal
 import subprocess
 import sys
+import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,7 @@ pytestmark = [
 ]
 
 PEERS, FLOWS = 12, 1152
+RUNBOOKS = Path(__file__).parents[3] / "deploy" / "runbooks"
 EXITPRINT = (sys.executable, "-m", "detector")
 
 
@@ -72,14 +74,15 @@ def test_status_answers_in_order(service: LabService) -> None:
     """Is it leaking, why, since when, how much was seen, what to do: in that order, with the runbook."""
     text = told(service, "status")
     parts = [
-        "The relay is predictable by kernel_persistent",
+        "Leaking: anybody can compute",
+        "The relay is predictable by kernel_persistent since ",
         "No secret is involved",
-        "verdict",
+        "rule at fault, IPv4: ip exits postrouting",
+        "exits in use",
         "coverage 100.0%",
-        "since 20",
-        "What to do: Replace the NAT rule",
+        "What to do first: Replace the NAT rule",
         "exitprint audit",
-        "deploy/runbooks/ExitprintMappingPredictable.md",
+        "/runbooks/ExitprintMappingPredictable.md",
     ]
     assert sorted(parts, key=text.index) == parts
 
@@ -87,7 +90,8 @@ def test_status_answers_in_order(service: LabService) -> None:
 def test_the_runbook_and_the_commands_exist(service: LabService) -> None:
     """What the status tells a person to do next can be done."""
     advice = object_of(service, "status")["advice"]
-    assert Path(advice["runbook"]).is_file()
+    with urllib.request.urlopen(advice["runbook"]) as served:  # noqa: S310  the service says http
+        assert served.read() == (RUNBOOKS / "ExitprintMappingPredictable.md").read_bytes()
     for one in advice["commands"]:
         name = one["command"].split()[1]
         assert subprocess.run([*EXITPRINT, name, "--help"], capture_output=True, check=False).returncode == 0
@@ -138,9 +142,43 @@ def test_an_unknown_pseudonym_is_a_users_error(service: LabService) -> None:
     assert "exitprint peers" in done.stderr
 
 
-def test_holds_counts_what_is_there(lab: Lab, service: LabService) -> None:
+def test_the_beginning_of_a_pseudonym_will_do(service: LabService) -> None:
+    """Some characters that no other begins with are enough."""
+    names = [peer["pseudonym"] for peer in object_of(service, "peers", "--limit", "1000")["peers"]]
+    short = next(
+        names[0][:length]
+        for length in range(1, 99)
+        if sum(other.startswith(names[0][:length]) for other in set(names)) == 1
+    )
+    assert object_of(service, "explain", short)["pseudonym"] == names[0]
+
+
+def test_the_exit_status_says_that_it_leaks(service: LabService) -> None:
+    """Two for a leak that pages; three where nobody answers."""
+    assert exitprint(service, "status", "--check").returncode == 2
+    nobody = subprocess.run(
+        [*EXITPRINT, "status", "--check", "--socket", "/run/nobody"], capture_output=True, check=False
+    )
+    assert nobody.returncode == 3
+
+
+def test_history_has_the_verdict_with_its_rule(service: LabService) -> None:
+    """Since when, from what to what, and which rule; the log has it too, and a line for each."""
+    events = object_of(service, "history")["events"]
+    found = [event for event in events if event["to"] == "predictable by kernel_persistent"]
+    assert {event["family"] for event in found} == {"ipv4", "ipv6"}
+    assert all("exits postrouting" in event["rules_at_fault"][0] for event in found)
+    status = object_of(service, "status")
+    assert {one["since"] for one in status["families"].values()} <= {event["time"] for event in found}
+    text = told(service, "history")
+    assert "→ predictable by kernel_persistent" in text
+    assert "rule at fault: ip exits postrouting" in text
+    assert '"event": "verdict changed"' in service.log.read_text()
+
+
+def test_retention_counts_what_is_there(lab: Lab, service: LabService) -> None:
     """Keys, tunnel addresses, pairs: the numbers are the lab's, and no file is open."""
-    held = {one["what"]: one for one in object_of(service, "holds")["holds"]}
+    held = {one["what"]: one for one in object_of(service, "retention")["holds"]}
     assert held["public keys of peers"]["count"] == PEERS
     assert held["tunnel addresses (allowed-ips)"]["count"] == len(lab.tunnels)
     pairs = next(one for what, one in held.items() if what.startswith("counts of pairs"))
@@ -148,7 +186,8 @@ def test_holds_counts_what_is_there(lab: Lab, service: LabService) -> None:
     assert 0 < pairs["oldest"] < 3600
     assert held["files open for writing, beside the log"]["count"] == 0
     assert held["keyed hashes of slot and destination"]["count"] is None
-    assert "keyed hashes" in told(service, "holds")
+    assert "keyed hashes" in told(service, "retention")
+    assert told(service, "holds").splitlines()[0] == "sensor"  # its name of before
 
 
 PLANTED = [
@@ -166,7 +205,10 @@ def test_nothing_secret_is_in_any_reply_or_in_the_log(lab: Lab, service: LabServ
     secrets = [*lab.secrets(), *(str(one) for family in lab.destinations.values() for one in family)]
     names = {peer["pseudonym"] for peer in object_of(service, "peers", "--limit", "1000")["peers"]}
     assert len(names) == PEERS
-    replies = [told(service, *command.split()) for command in ("status", "peers", "holds", "status --json")]
+    replies = [
+        told(service, *command.split())
+        for command in ("status", "peers", "retention", "history", "history --json", "status --json")
+    ]
     replies += [told(service, "explain", name, *json_) for name in names for json_ in ((), ("--json",))]
     for request in PLANTED:
         for secret in secrets[:: max(1, len(secrets) // 8)]:

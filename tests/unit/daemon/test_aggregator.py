@@ -308,7 +308,8 @@ def test_another_configuration_is_taken_over(capsys: pytest.CaptureFixture[str])
     assert bench.it.about.config.interval == 1.0
     assert status(bench.it.snapshot, bench.it.about)["relay"] == "other"
     assert bench.metric("config_restart_needed") == 1
-    assert not capsys.readouterr().err
+    logged = [json.loads(line) for line in capsys.readouterr().err.splitlines()]
+    assert {(line["event"], line["level"]) for line in logged} == {("epoch changed", "info")}
 
 
 class _Server:

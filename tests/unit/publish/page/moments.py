@@ -15,11 +15,13 @@ from detector.config.model import Config
 from detector.counts.load import load_of
 from detector.counts.observing import PoolRanges
 from detector.kernel.tables import Outcome
+from detector.publish import history
 from detector.publish.page.render import View
 from detector.publish.snapshot import About, Snapshot
 from tools.simulated_relays import MAPPINGS, relay, traffic
 
 CLOCK = 1_790_000_000.0
+ORIGINS = {family: (f"{family.nft} exits postrouting handle {2 + 3 * family.index}",) for family in Family}
 FIRST = int(IPv4Address("198.18.0.0"))
 PREFIX = int(IPv6Address("2001:db8:7::"))
 
@@ -49,7 +51,7 @@ def view(*families: Observation, **changed: object) -> View:
     config = Config(relay="se-sto-wg-001")
     pools = [pool_of(one) for one in families]
     now = Snapshot(
-        report=judge(families),
+        report=judge([replace(one, pool_origins=ORIGINS[one.family]) for one in families]),
         since=CLOCK - 15_300,
         made=CLOCK - 4,
         cycles=1543,
@@ -64,6 +66,7 @@ def view(*families: Observation, **changed: object) -> View:
         epoch=2,
         epoch_since=CLOCK - 40_000,
     )
+    now = history.follow(replace(now, report=None, epoch=1, epoch_since=CLOCK - 90_000), now)
     states = {"healthy": (True, "reports are being made"), "ready": (True, "watching")}
     return View(
         **{"now": now, "about": About(config, "netfilter"), **states, "clock": CLOCK, **changed}  # type: ignore[arg-type]

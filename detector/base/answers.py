@@ -1,0 +1,308 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The objects that `--json` prints, key by key. docs/schemas/ is made from them.
+
+Within a version keys are added, and none changes its meaning or goes away; `schema_version` counts versions.
+Times are ISO 8601 in UTC, shares are from 0 to 1, spans are seconds.
+"""
+
+from __future__ import annotations
+
+from typing import Literal, NotRequired, TypedDict
+
+SCHEMA_VERSION = 1
+
+VerdictName = Literal[
+    "predictable",
+    "exclusive",
+    "pinned",
+    "destination_linked",
+    "session_sticky",
+    "single_exit",
+    "unlinkable",
+    "unknown",
+]
+
+
+class ContrastAnswer(TypedDict):
+    """How often two flows of one peer share their exit, against chance."""
+
+    observed: float | None
+    chance: float | None
+    corrected: float | None
+    peers: int
+    trials: int
+    detectable: float | None
+
+
+class ExplainedAnswer(TypedDict):
+    """How often a public function names the exit, against chance."""
+
+    ratio: float | None
+    chance: float | None
+    trials: int
+    holds: bool
+
+
+class AnonymityAnswer(TypedDict):
+    """Peers on an exit in use, and their effective number."""
+
+    min: int | None
+    median: float | None
+    effective_min: float | None
+    effective_median: float | None
+
+
+class PoolAnswer(TypedDict):
+    """The peers that one pool of exits serves, and the rule that chooses from it."""
+
+    pool: int
+    size: int
+    peers: int
+    judged: int
+    flagged: int
+    origin: str
+    peers_by_verdict: dict[str, int]
+
+
+class FamilyAnswer(TypedDict):
+    """The judgement on one address family."""
+
+    verdict: VerdictName
+    predictor: str | None
+    findings: list[VerdictName]
+    suspected: list[VerdictName]
+    unknown_because: list[str]
+    why: str
+    coverage: float | None
+    flows: int
+    peers: int
+    peers_judged: int
+    peers_flagged: dict[str, int]
+    peers_by_verdict: dict[str, int]
+    leaking_share: float | None
+    exits: int
+    pool_size: int
+    consistency: dict[str, float | None]
+    contrasts: dict[str, ContrastAnswer]
+    explained: dict[str, ExplainedAnswer]
+    anonymity_set: AnonymityAnswer
+    leak_bits: float
+    pools: list[PoolAnswer]
+
+
+class JudgedAnswer(FamilyAnswer):
+    """The same from a running service."""
+
+    since: str | None
+    rules_at_fault: list[str]
+
+
+class ReportAnswer(TypedDict):
+    """What `analyze --json` and `lab --json` print."""
+
+    schema_version: int
+    verdict: VerdictName
+    predictor: str | None
+    coverage: float | None
+    families: dict[str, FamilyAnswer]
+    why: str
+    rules_not_understood: NotRequired[int]
+    listing: NotRequired[dict[str, object]]  # of `analyze`: how the file was read
+
+
+class ChangeAnswer(TypedDict):
+    """What the last change of the rules did to one family's mapping."""
+
+    outcome: str
+    compared_with: int
+    peers: int
+    same: float
+    same_chance: float
+    moved: float
+    sticky_share_before: float
+    sticky_share_after: float
+    step: int | None
+    relative: float | None
+    why: str
+
+
+class EpochAnswer(TypedDict):
+    """The rules as they are: number, since when, and by family what their change did."""
+
+    number: int
+    since: str | None
+    change: dict[str, ChangeAnswer]
+
+
+class ConfigurationAnswer(TypedDict):
+    """How reading the configuration file went last."""
+
+    last_reload_successful: bool
+    read: str | None
+    restart_needed: list[str]
+
+
+class CommandAnswer(TypedDict("CommandAnswer", {"for": str})):  # a word of Python's
+    """A command to type, and what for."""
+
+    command: str
+
+
+class AdviceAnswer(TypedDict):
+    """What to do first."""
+
+    what: str
+    commands: list[CommandAnswer]
+    runbook: str | None
+
+
+class StatusAnswer(TypedDict):
+    """What the service says of itself and its relay; `status --json` adds the advice."""
+
+    schema_version: int
+    relay: str
+    verdict: VerdictName
+    predictor: str | None
+    since: str | None
+    why: str
+    coverage: float | None
+    families: dict[str, JudgedAnswer]
+    made: str | None
+    cycles: int
+    interval: float
+    window: float
+    epoch: EpochAnswer
+    configuration: ConfigurationAnswer
+    hook: str
+    page: str
+    waiting: str
+    rules_not_understood: int
+    lost: dict[str, int]
+    unattributed: int
+    canaries: list[dict[str, object]]
+
+
+class AdvisedAnswer(StatusAnswer):
+    """What `status --json` prints."""
+
+    advice: AdviceAnswer
+
+
+class EventAnswer(TypedDict("EventAnswer", {"from": str})):  # a word of Python's
+    """One change."""
+
+    time: str
+    kind: Literal["verdict", "epoch", "coverage", "state"]
+    family: str | None
+    to: str
+    reasons: list[str]
+    evidence: dict[str, float]
+    rules_at_fault: list[str]
+    why: str
+
+
+class HeadAnswer(TypedDict):
+    """What every other answer of the service begins with."""
+
+    schema_version: int
+    relay: str
+    made: str | None
+    window: float
+
+
+class HistoryAnswer(HeadAnswer):
+    """What `history --json` prints; the newest last, and no more than `room`."""
+
+    room: int
+    events: list[EventAnswer]
+
+
+class PeerAnswer(TypedDict):
+    """One tunnel address, by its peer's pseudonym."""
+
+    pseudonym: str
+    family: str
+    verdict: VerdictName
+    present: bool
+    flows: int
+    votes: int
+    consistency: float | None
+    same_destination: float | None
+    log10_e: float | None
+    exit: str | None
+    exit_share: float | None
+    peers_on_exit: int
+
+
+class PeersAnswer(HeadAnswer):
+    """What `peers --json` prints."""
+
+    sort: str
+    peers_with_flows: int
+    matching: int
+    peers: list[PeerAnswer]
+
+
+class ExitAnswer(TypedDict):
+    """One exit of a peer."""
+
+    exit: str
+    flows: int
+    votes: int
+    sessions_begun: int
+
+
+class _TriedAnswer(TypedDict, total=False):
+    tried: int
+
+
+class PeerContrastAnswer(_TriedAnswer):
+    """One contrast of one peer; `tried` where it is not pairs of votes."""
+
+    observed: float | None
+    chance: float | None
+
+
+class PredictedAnswer(TypedDict, total=False):
+    """Whether a predictor names the peer's exit, or for how many of its flows it does."""
+
+    names_its_exit: bool
+    ratio: float | None
+    tried: int
+    chance: float | None
+
+
+class ExplainedPeerAnswer(PeerAnswer):
+    """Everything about one tunnel address."""
+
+    wide: bool
+    log10_e_needed: float | None
+    pool_size: int
+    exits: list[ExitAnswer]
+    contrasts: dict[str, PeerContrastAnswer]
+    predictors: dict[str, PredictedAnswer]
+
+
+class ExplainAnswer(HeadAnswer):
+    """What `explain --json` prints."""
+
+    pseudonym: str
+    tunnel_addresses: list[ExplainedPeerAnswer]
+
+
+class HoldingAnswer(TypedDict):
+    """One kind of thing that is in memory."""
+
+    where: str
+    what: str
+    count: int | None
+    until: str
+    room: int | None
+    oldest: float | None
+    size: int | None
+
+
+class RetentionAnswer(HeadAnswer):
+    """What `retention --json` prints."""
+
+    holds: list[HoldingAnswer]

@@ -1,0 +1,75 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The running service, as its answers are typed; what arrives is made harmless for a terminal first."""
+
+from __future__ import annotations
+
+import unicodedata
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+from detector.base.answers import (
+    SCHEMA_VERSION,
+    ExplainAnswer,
+    HistoryAnswer,
+    PeersAnswer,
+    RetentionAnswer,
+    StatusAnswer,
+)
+from detector.base.errors import HostError
+from detector.publish.inspect.socket import ask
+
+_REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
+
+
+@dataclass(frozen=True, slots=True)
+class Service:
+    """One service, by the path of its socket.
+
+    Every method raises `NotYet` where nobody answers, `HostError` where the service refuses, and `UsageError`
+    where the question is wrong.
+    """
+
+    path: Path
+
+    def status(self) -> StatusAnswer:
+        """Its verdict, and how it is itself."""
+        return cast(StatusAnswer, self._ask("status"))
+
+    def peers(self, arguments: Mapping[str, object]) -> PeersAnswer:
+        """The peers that match, in an order."""
+        return cast(PeersAnswer, self._ask("peers", **arguments))
+
+    def explain(self, pseudonym: str) -> ExplainAnswer:
+        """One peer, by its pseudonym or by how that begins."""
+        return cast(ExplainAnswer, self._ask("explain", pseudonym=pseudonym))
+
+    def history(self) -> HistoryAnswer:
+        """What changed."""
+        return cast(HistoryAnswer, self._ask("history"))
+
+    def retention(self) -> RetentionAnswer:
+        """What it has in memory."""
+        return cast(RetentionAnswer, self._ask("retention"))
+
+    def _ask(self, request: str, **arguments: object) -> dict[str, Any]:
+        answer = ask(self.path, request, **arguments)
+        version = answer.get("schema_version")
+        if version != SCHEMA_VERSION:
+            raise HostError(
+                f"the service speaks version {clean(str(version))}, this command {SCHEMA_VERSION}",
+                "use the command of the release that runs: systemctl restart exitprint after an upgrade",
+            )
+        return cast(dict[str, Any], clean(answer))
+
+
+def clean(value: Any) -> Any:
+    """The same without characters that steer a terminal or turn the direction of a line."""
+    if isinstance(value, str):
+        return "".join(_REPLACEMENT if unicodedata.category(one) in ("Cc", "Cf") else one for one in value)
+    if isinstance(value, dict):
+        return {clean(key): clean(one) for key, one in value.items()}
+    if isinstance(value, list):
+        return [clean(one) for one in value]
+    return value

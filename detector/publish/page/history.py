@@ -1,0 +1,61 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The status page's part on what changed and when, the newest first."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+
+from detector.base.verdicts import REASON_WORDS, VERDICT_WORDS, Verdict, plain
+from detector.publish.events import Event, Kind
+from detector.publish.page.html import Markup, element, join
+from detector.publish.page.labels import ago
+
+_SHOWN = 12
+
+
+def history_section(events: tuple[Event, ...], clock: float) -> Markup:
+    """The last changes, as a list."""
+    newest = events[: -_SHOWN - 1 : -1]
+    items = [element("li", *_entry(event, clock)) for event in newest]
+    more = f" {len(events) - _SHOWN:,} older ones: exitprint history." if len(events) > _SHOWN else ""
+    return element(
+        "section",
+        element("h2", "What changed", id="history"),
+        element(
+            "div",
+            element("ol", *items, class_="history") if items else element("p", "Nothing since the start."),
+            element("p", f"Kept in memory alone, and gone when the service ends.{more}", class_="kept"),
+            class_="card",
+        ),
+        aria_labelledby="history",
+    )
+
+
+def _entry(event: Event, clock: float) -> list[Markup | None]:
+    when = datetime.fromtimestamp(event.at, UTC)
+    stamp = element("time", f"{when:%Y-%m-%d %H:%M:%S} UTC", datetime=when.isoformat(timespec="seconds"))
+    about = event.family.label if event.family else "Relay"
+    return [
+        element("p", stamp, f" ({ago(clock - event.at)} ago)", class_="when"),
+        element("p", f"{about}: ", _what(event)),
+        *(element("p", f"{REASON_WORDS[reason].missing.capitalize()}.") for reason in event.reasons),
+        element("p", event.why) if event.kind is Kind.EPOCH and event.why else None,
+        *(element("p", "Rule at fault: ", element("code", rule)) for rule in event.rules),
+    ]
+
+
+def _what(event: Event) -> Markup:
+    if event.kind is Kind.VERDICT:
+        return join(_verdict(event.before), " → ", _verdict(event.after))
+    word = {Kind.EPOCH: "NAT rules, epoch ", Kind.COVERAGE: "coverage ", Kind.STATE: ""}[event.kind]
+    if event.family:
+        word = ""
+    return join(word, f"{event.before} → {event.after}" if event.before else event.after)
+
+
+def _verdict(text: str) -> Markup:
+    name, by, predictor = text.partition(" by ")
+    if name not in tuple(Verdict):
+        return join(text)
+    term = element("strong", plain(name), class_=f"term {VERDICT_WORDS[Verdict(name)].severity}")
+    return join(term, by, predictor)
