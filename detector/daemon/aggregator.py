@@ -199,7 +199,7 @@ class Aggregator:
         if self.server is None:
             return
         try:
-            self.server.access = _access(config)
+            self.server.access = web_access(config)
         except (OSError, ValueError) as error:
             _log.error("web_config_file was not reloaded, what was there stands", reason=type(error).__name__)
 
@@ -424,7 +424,7 @@ def _watch(spec: AggregatorSpec) -> None:
     """
     config = spec.config
     channel = aggregator_end(socket.socket(fileno=spec.channel), config.tables.peers)
-    access = None if spec.web is None else _access(spec.web)
+    access = None if spec.web is None else web_access(spec.web)
     _rehearse(Aggregator(config, spec.hook, KernelCounts(spec.maps, config.tables), channel))
     privileges.drop_privileges(spec.user)
     privileges.disable_core_dumps()
@@ -434,14 +434,14 @@ def _watch(spec: AggregatorSpec) -> None:
     listener = socket.socket(fileno=spec.listener)
     page = page_of(listener, secured=access is not None and access.context is not None)
     aggregator.about = replace(aggregator.about, page=page)
-    aggregator.server = web.serve(listener, pages, access, _hosts(config))
+    aggregator.server = web.serve(listener, pages, access, hosts_of(config))
     if spec.inspect is not None:
         who = Access(spec.access.owner, spec.access.group, spec.access.mode)
         inspect.serve(socket.socket(fileno=spec.inspect), _answers(aggregator), who)
     _loop(aggregator, channel)
 
 
-def _hosts(config: Config) -> Hosts:
+def hosts_of(config: Config) -> Hosts:
     """The names by which we may be asked: the host's own, the relay's, and those of the configuration."""
     own = socket.gethostname()
     return Hosts(
@@ -449,7 +449,8 @@ def _hosts(config: Config) -> Hosts:
     )
 
 
-def _access(config: WebConfig) -> web.Access:
+def web_access(config: WebConfig) -> web.Access:
+    """Who may come in, as `web_config_file` says it."""
     from detector.publish.http.access import WebAccess  # noqa: PLC0415  (5 MB that only this case needs)
 
     return WebAccess(config)

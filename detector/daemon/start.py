@@ -13,6 +13,7 @@ import socket
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import NoReturn
 
@@ -33,6 +34,7 @@ _log = get_logger()
 
 _CONNTRACK = Path("/proc/sys/net/netfilter/nf_conntrack_max")
 _FALLBACK_USER = "nobody"
+_NONE = -1  # no descriptor
 _PATIENCE = 1.0  # seconds between two looks at what is waited for
 
 # For glibc: give the memory of a cycle back when it is over (mallopt(3)); 14 MB less with 100,000 pairs.
@@ -64,24 +66,26 @@ def run(config: Config, path: Path) -> NoReturn:
     access = access_of(config)
     inspector = inspect.listen(Path(config.inspect_socket), access) if config.inspect_socket else None
     _enter_namespace(config)
-    _wait_for_conntrack()
-    loaded = load(config.hook, config.tables, config.session_gap)
-    for hook, reason in loaded.refused.items():
-        _log.info("hook refused", hook=hook, reason=reason)
-    _log.info("kernel program attached", hook=loaded.hook)
-    ours, theirs = socket.socketpair()
-    spec = AggregatorSpec(
+    waiting = AggregatorSpec(
         config=for_aggregator(config),
-        maps=_chosen(loaded, _AGGREGATOR_MAPS),
-        channel=theirs.fileno(),
+        maps={},
+        channel=_NONE,
         listener=listener.fileno(),
         inspect=inspector.fileno() if inspector else None,
         access=SocketAccess(access.owner, access.group, access.mode),
         web=web,
         user=user,
-        hook=loaded.hook,
+        hook="",
     )
-    aggregator = _start_aggregator(spec)
+    _wait_for_conntrack(waiting)
+    loaded = load(config.hook, config.tables, config.session_gap)
+    for hook, reason in loaded.refused.items():
+        _log.info("hook refused", hook=hook, reason=reason)
+    _log.info("kernel program attached", hook=loaded.hook)
+    ours, theirs = socket.socketpair()
+    maps = _chosen(loaded, _AGGREGATOR_MAPS)
+    spec = replace(waiting, maps=maps, channel=theirs.fileno(), hook=loaded.hook)
+    aggregator = _start(spec, "detector.daemon.aggregator").pid
     for end in (theirs, listener, inspector):
         if end:
             end.close()
@@ -126,13 +130,20 @@ def _user(name: str) -> str:
     raise HostError(f"there is no user {name}", f"make one with: useradd --system --no-create-home {name}")
 
 
-def _wait_for_conntrack() -> None:
-    """Wait until connection tracking is in the kernel: loading modules is not ours to do."""
+def _wait_for_conntrack(spec: AggregatorSpec) -> None:
+    """Wait until connection tracking is in the kernel: loading modules is not ours to do.
+
+    Meanwhile another process says on the socket and the pages what is waited for.
+    """
     if _CONNTRACK.exists():
         return
     _log.warning("waiting for conntrack", mend="modprobe nf_conntrack, or load a NAT rule")
-    while not _CONNTRACK.exists():
-        time.sleep(_PATIENCE)
+    with _start(spec, "detector.daemon.waiting") as answering:
+        try:
+            while not _CONNTRACK.exists():
+                time.sleep(_PATIENCE)
+        finally:
+            answering.terminate()
     _log.info("conntrack is there")
 
 
@@ -148,15 +159,15 @@ def _chosen(loaded: Loaded, names: tuple[str, ...]) -> dict[str, int]:
     return {name: loaded.descriptors[name] for name in names if name in loaded.descriptors}
 
 
-def _start_aggregator(spec: AggregatorSpec) -> int:
+def _start(spec: AggregatorSpec, module: str) -> subprocess.Popen[bytes]:
+    """Start one of our modules with its part of what is open."""
     told = _spec(spec)
-    passed = [told, spec.channel, spec.listener, *spec.maps.values()]
-    if spec.inspect is not None:
-        passed.append(spec.inspect)
-    command = module_command("detector.daemon.aggregator", str(told))
+    passed = [told, spec.listener, *spec.maps.values()]
+    passed += [one for one in (spec.channel, spec.inspect) if one is not None and one != _NONE]
+    command = module_command(module, str(told))
     child = subprocess.Popen(command, pass_fds=passed, stdin=subprocess.DEVNULL, env=os.environ | FRUGAL)
     os.close(told)
-    return child.pid
+    return child
 
 
 def _become_sensor(loaded: Loaded, spec: SensorSpec) -> NoReturn:

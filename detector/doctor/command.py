@@ -14,7 +14,7 @@ from rich.text import Text
 
 from detector.base.errors import EXIT_HOST
 from detector.config.file import load_config
-from detector.doctor import attach, kernel, network, software
+from detector.doctor import attach, kernel, model, network, software
 from detector.doctor.check import Check, Finding, Host, Status, examine
 
 CHECKS: tuple[tuple[str, Check], ...] = (
@@ -29,6 +29,7 @@ CHECKS: tuple[tuple[str, Check], ...] = (
     ("nat tools", software.nat_tools),
     ("namespace", network.network_namespace),
     ("wireguard", network.wireguard),
+    ("model", model.model),
     ("user", software.user),
     ("canaries", software.canaries),
 )

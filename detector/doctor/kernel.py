@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import os
+
 from detector.doctor.check import Finding, Host, fail, note, ok
 
 # What start-up takes: change users, drop the rest, attach, enter a namespace (linux/capability.h).
@@ -13,6 +15,9 @@ _CAPABILITIES = {
     "CAP_NET_ADMIN": 12,
     "CAP_SYS_ADMIN": 21,
 }
+CONFIDENTIALITY = "confidentiality"
+UNLOCK = "boot with lockdown=integrity (or none) on the kernel command line"
+CONNTRACK = "modprobe nf_conntrack"
 STOCK_KERNEL = "boot the distribution's kernel: apt install linux-image-$(dpkg --print-architecture)"
 
 
@@ -35,8 +40,8 @@ def hooks_by_symbols(host: Host) -> Finding:
     if found:
         return ok(f"the kernel has {' and '.join(found)}; not tried, since only root can attach")
     if kprobes:
-        return fail(
-            "kprobes are there, conntrack is not, and there is no netfilter link", "modprobe nf_conntrack"
+        return note(
+            "no netfilter link; kprobes are there, and conntrack is not yet: the service waits", CONNTRACK
         )
     return fail(
         "neither netfilter links (CONFIG_NETFILTER_BPF_LINK) nor kprobes (CONFIG_KPROBES)", STOCK_KERNEL
@@ -48,20 +53,37 @@ def lockdown(host: Host) -> Finding:
     text = host.read("sys/kernel/security/lockdown")
     if text is None:
         return ok("not built in, or securityfs is not mounted")
-    mode = text.partition("[")[2].partition("]")[0] or text
-    if mode == "confidentiality":
-        mend = "boot with lockdown=integrity (or none) on the kernel command line"
-        return fail("confidentiality: eBPF programs cannot read kernel memory", mend)
+    mode = lockdown_mode(host)
+    if mode == CONFIDENTIALITY:
+        return fail("confidentiality: eBPF programs cannot read kernel memory", UNLOCK)
     return ok(mode)
+
+
+def lockdown_mode(host: Host) -> str:
+    """The mode of lockdown, empty where it is not known."""
+    text = host.read("sys/kernel/security/lockdown") or ""
+    return text.partition("[")[2].partition("]")[0] or text
 
 
 def capabilities(host: Host) -> Finding:
     """Start-up takes root's capabilities; all but one are given up afterwards."""
-    held = _effective(host.read("proc/self/status") or "")
-    missing = [name for name, bit in _CAPABILITIES.items() if not held >> bit & 1]
-    if missing:
-        return fail(f"this process lacks {', '.join(missing)}", "sudo exitprint doctor")
+    if missing := missing_capabilities(host):
+        return fail(f"this process lacks {', '.join(missing)}", how_to_gain(missing))
     return ok("this process has what start-up takes")
+
+
+def missing_capabilities(host: Host) -> list[str]:
+    """What start-up takes and this process has not."""
+    held = _effective(host.read("proc/self/status") or "")
+    return [name for name, bit in _CAPABILITIES.items() if not held >> bit & 1]
+
+
+def how_to_gain(missing: list[str]) -> str:
+    """For a user: become root. Root without them is in a container, or in a unit that takes them away."""
+    if os.geteuid():
+        return "sudo exitprint doctor"
+    names = " ".join(missing)
+    return f"give them to the container (--cap-add) or to the unit (CapabilityBoundingSet): {names}"
 
 
 def perf_event_paranoid(host: Host) -> Finding:

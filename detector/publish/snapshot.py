@@ -170,7 +170,7 @@ def samples(now: Snapshot, about: About) -> Samples:
     """Everything for /metrics, by name of the metric."""
     found: dict[str, Rows] = {
         "build": [((__version__,), 1)],
-        "hook": [((about.hook,), 1)],
+        "hook": [((about.hook,), 1)] if about.hook else [],
         "flows": _flows(now),
         "events_lost": _lost(now),
         "cycle_duration_seconds": [((phase,), seconds) for phase, seconds in now.durations.items()],

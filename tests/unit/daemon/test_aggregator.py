@@ -325,7 +325,7 @@ def test_another_web_file_is_taken_over_if_it_can_be(
     def broken(_: object) -> object:
         raise ValueError
 
-    monkeypatch.setattr(room, "_access", made or broken)
+    monkeypatch.setattr(room, "web_access", made or broken)
     bench = Bench()
     bench.tell(NewWeb(WebConfig()))
     bench.it.collect()

@@ -33,6 +33,7 @@ def tree(root: Path, files: dict[str, str]) -> Host:
     return Host(root=root, commands=str(root / "bin"), modules=(str(root / "modules"),))
 
 
+ALL_CAPABILITIES = "CapEff:\t000001ffffffffff\n"
 NOTHING: dict[str, str] = {}
 KPROBE = {"sys/bus/event_source/devices/kprobe/type": "8"}
 CONNTRACK = "proc/sys/net/netfilter/nf_conntrack_"
@@ -50,7 +51,7 @@ CONNTRACK = "proc/sys/net/netfilter/nf_conntrack_"
             "netfilter and kprobe",
         ),
         (kernel.hooks_by_symbols, {"proc/kallsyms": LINK}, Status.OK, "the kernel has netfilter;"),
-        (kernel.hooks_by_symbols, KPROBE, Status.FAIL, "modprobe nf_conntrack"),
+        (kernel.hooks_by_symbols, KPROBE, Status.NOTE, "modprobe nf_conntrack"),
         (kernel.hooks_by_symbols, {"proc/kallsyms": CONFIRM}, Status.FAIL, "CONFIG_KPROBES"),
         (
             kernel.lockdown,
@@ -72,7 +73,7 @@ CONNTRACK = "proc/sys/net/netfilter/nf_conntrack_"
             Status.FAIL,
             "CAP_SYS_ADMIN",
         ),
-        (kernel.capabilities, NOTHING, Status.FAIL, "sudo exitprint doctor"),
+        (kernel.capabilities, NOTHING, Status.FAIL, "CAP_NET_ADMIN"),
         (
             kernel.perf_event_paranoid,
             {"proc/sys/kernel/perf_event_paranoid": "3"},
@@ -231,13 +232,42 @@ def test_a_hook_is_tried() -> None:
 
 @pytest.mark.root
 def test_a_hook_that_cannot_be_had(tmp_path: Path) -> None:
-    """Where no hook can be attached the mend is conntrack if that is missing, another kernel otherwise."""
+    """Without conntrack nothing is tried yet; where no hook can be attached the mend is another kernel."""
     if os.geteuid() or Path("/sys/bus/event_source/devices/kprobe").exists():
         pytest.skip("needs root and a kernel without kprobes")
+    tree(tmp_path, {"proc/self/status": ALL_CAPABILITIES})
     without = Host(Config(hook="kprobe"), root=tmp_path)
-    assert attach.hooks(without).mend.startswith("modprobe nf_conntrack")
+    finding = attach.hooks(without)
+    assert (finding.status, finding.mend) == (Status.NOTE, "modprobe nf_conntrack")
     tree(tmp_path, {CONNTRACK + "max": "5"})
     finding = attach.hooks(without)
     assert finding.status is Status.FAIL
     assert "this kernel has no kprobes" in finding.text
     assert "apt install linux-image" in finding.mend
+
+
+@pytest.mark.root
+def test_what_a_hook_needs_is_told_before_it_is_tried(tmp_path: Path) -> None:
+    """Root without capabilities is told how to get them, and nothing is attached."""
+    if os.geteuid():
+        pytest.skip("needs root")
+    finding = attach.hooks(tree(tmp_path, {"proc/self/status": "CapEff:\t0\n"}))
+    assert finding.status is Status.FAIL
+    assert "not tried without CAP_SETGID" in finding.text
+    assert "--cap-add" in finding.mend
+
+
+@pytest.mark.root
+def test_under_lockdown_the_mend_is_lockdown(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A hook that fails there is not mended by another kernel; without lockdown it may be."""
+    if os.geteuid():
+        pytest.skip("needs root")
+
+    def refuses(*_: object) -> None:
+        raise HostError("no hook could be attached", "see: exitprint doctor")
+
+    monkeypatch.setattr(attach, "load", refuses)
+    files = {"proc/self/status": ALL_CAPABILITIES, CONNTRACK + "max": "5"}
+    locked = files | {"sys/kernel/security/lockdown": "none integrity [confidentiality]"}
+    assert "lockdown=integrity" in attach.hooks(tree(tmp_path / "locked", locked)).mend
+    assert "apt install linux-image" in attach.hooks(tree(tmp_path / "open", files)).mend
