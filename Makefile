@@ -11,22 +11,30 @@ STACK_PACKAGES := prometheus prometheus-alertmanager
 # What tries the pages as their readers do.
 WEB_PACKAGES := curl openssl chromium chromium-driver fonts-dejavu-core
 
+# What builds the packages, and what tries them in systems of their own.
+DIST_PACKAGES := dpkg-dev debhelper dh-python
+DEBIAN_PACKAGES := $(DIST_PACKAGES) lintian mmdebstrap debian-archive-keyring systemd-container man-db
+
 MAPPING ?= persistent
 ARGS ?=
 TOOLS := .venv/bin
 PYTHON := $(TOOLS)/python
 C_FILES := $(wildcard bpf/*.c bpf/*.h)
-SCRIPTS = $(shell grep -rlE '^\#!/bin/(ba)?sh|^\#!/usr/bin/env bash' .ci deploy tests/system)
+SCRIPTS = $(shell grep -rlE '^\#!/bin/(ba)?sh|^\#!/usr/bin/env bash' .ci debian deploy tests/system)
 
 .DELETE_ON_ERROR:
 .SUFFIXES:
-.PHONY: help packages env vm-env stack-env web-env lab lab-stack test lint format transcript generate bench lock clean
+.PHONY: help packages env vm-env stack-env web-env lab lab-stack test lint format transcript generate bench lock clean \
+        dist-env dist debian-env test-debian test-package
 
 help:
 	@echo 'make lab [MAPPING=NAME] [ARGS=...]  a relay on this machine, and the verdict on it'
 	@echo 'make lab-stack [ARGS=--keep]         a relay that is broken and repaired, with the alerts on it'
 	@echo 'make test                           every check, with two stock Debian kernels in VMs'
 	@echo 'make bench                          what watching costs'
+	@echo 'make dist                           .deb, wheel and sdist, into dist/'
+	@echo 'make test-debian                    the unit tests with the Python packages of Debian 12 and 13'
+	@echo 'make test-package                   the .deb in fresh systems of Debian 12 and 13, under systemd'
 	@echo 'make env | lint | format | transcript | generate | lock | clean'
 
 packages:
@@ -53,14 +61,29 @@ stack-env: env
 web-env: env
 	@deploy/debian-packages $(WEB_PACKAGES)
 
+dist-env: env
+	@deploy/debian-packages $(DIST_PACKAGES)
+
+debian-env: env
+	@deploy/debian-packages $(DEBIAN_PACKAGES)
+
 lab: env
 	@.venv/bin/exitprint lab --mapping $(MAPPING) $(ARGS)
 
 lab-stack: stack-env
 	@$(PYTHON) -m detector.lab.stack $(ARGS)
 
-test: vm-env stack-env web-env lint
-	@$(PYTHON) -m pytest $(ARGS)
+test: vm-env stack-env web-env debian-env lint
+	@$(PYTHON) -m pytest -m 'not package' $(ARGS)
+
+dist: dist-env
+	@$(PYTHON) -m tools.dist
+
+test-debian: debian-env
+	@$(PYTHON) -m pytest -m package tests/system/debian/test_unit_suites.py $(ARGS)
+
+test-package: debian-env
+	@$(PYTHON) -m pytest -m package tests/system/debian/test_package.py $(ARGS)
 
 lint: env
 	@$(PYTHON) -m ruff format --check .
@@ -83,6 +106,7 @@ transcript: stack-env
 # Pages that are made from code and kept beside it.
 generate: env
 	@$(PYTHON) -m tools.metrics_page
+	@$(PYTHON) -m tools.schemas
 	@$(PYTHON) -m tools.config_pages
 	@$(PYTHON) -m dashboards
 
@@ -102,4 +126,4 @@ lock: packages
 # REUSE-IgnoreEnd
 
 clean:
-	rm -rf .venv .cache build .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf .venv .cache build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -3,4 +3,4 @@
 
 from detector.cli import main
 
-main()
+main(prog_name="exitprint")

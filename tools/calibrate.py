@@ -130,7 +130,9 @@ def power(relays: int, peers: int, seed: int = SEED) -> list[Power]:
     for pool_size in (8, 16, 60, 250):
         for votes in (4, 6, 12, 24):
             reports = [
-                judge_family(relay(rng, chooser, pool_size, traffic(rng, peers, votes, destinations=10**9)))
+                judge_family(
+                    relay(rng, chooser, pool_size, traffic(rng, peers, votes, destinations=10**9, sessions=2))
+                )
                 for _ in range(relays)
             ]
             found.append(

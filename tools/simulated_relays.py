@@ -1,10 +1,26 @@
 # SPDX-License-Identifier: Apache-2.0
 """Relays made up: traffic, a mapping, and the counts that the kernel program would have kept of them.
 
-For calibration and tests. `observe` counts flow by flow as the kernel does: a vote is a flow with a
-destination and a source port new for its peer; a return compares with the most recent exit of that
-destination (or of that source port); after the first `BUDGET` flows of a peer only flows and session starts
-are counted.
+For calibration and tests. `observe` counts flow by flow as the kernel does; what follows is its contract.
+
+A flow has a peer, a class, a destination, a source port, an exit and a time. From the time follow the
+*drain* (how often user space has looked), the *pane* and the *session*, which a pause of `GAP` without a flow
+ends.
+
+* Of a peer and class, in a pane, only the first `LOOKED` flows are looked at, and none once its `VOTES` votes
+  and its `RETURNS` returns are spent. The others count as flows of their pair, and change nothing else.
+* A flow that is looked at is compared with what is remembered of the peer's destinations and of its source
+  ports, for as long as the window (`PANES` panes). New keys are remembered only while the class has votes
+  left; a known one is brought up to date in any case, exit and time.
+* Destination and port both new: a *vote*, while the budget lasts. It counts for its pair and class. The last
+  vote of the class, whoever it was of, and the peer's own last one are remembered: if the last one was
+  another peer's, this is a sandwich of the vote. A trial compares the exit now with both.
+* Destination known, port new: a *return*, while the budget (of the class) lasts. What was last seen at the
+  destination, of whomever, is remembered, too: if it was another peer's, this is a sandwich of the return; if
+  it was the peer's own, a lone return.
+* Port known, destination new: a *reuse*, while the budget lasts.
+* The lag of a trial is how far the peer's own earlier flow lies: another session, else another pane, else
+  another drain, else the same drain.
 """
 
 from __future__ import annotations
@@ -18,10 +34,15 @@ from numpy.typing import NDArray
 
 from detector.analysis.columns import Index, Mask
 from detector.analysis.numerics import Floats, sums
-from detector.analysis.observation import Loss, Observation, Trials
+from detector.analysis.observation import Loss, Observation, Panes, Sandwiches, Trials
+from detector.analysis.panes import panes_of
 from detector.base.family import Family
+from detector.base.flows import FLOW_CLASSES, LAGS, Lag
 
-BUDGET = 512
+VOTES, RETURNS, REUSES, LOOKED = 16, 16, 8, 64
+PANES, PANE = 12, 7200.0  # seconds
+INTERVAL, GAP = 10.0, 600.0
+_BETWEEN_SESSIONS = 2.5 * PANE  # where traffic has no times of its own
 _FIRST_EXIT = int(IPv4Address("198.18.0.0"))  # the benchmarking network of RFC 2544
 
 
@@ -35,6 +56,8 @@ class Traffic:
         destination: any numbers; the same number is the same destination, for all peers.
         port: source port; the same number is the same port, within a peer.
         session: 0, 1, ... within a peer.
+        time: seconds; None for sessions hours apart, each of some seconds.
+        flow_class: of each flow, None for TCP all over.
     """
 
     peers: int
@@ -42,6 +65,22 @@ class Traffic:
     destination: Index
     port: Index
     session: Index
+    time: Floats | None = None
+    flow_class: Index | None = None
+
+    @property
+    def times(self) -> Floats:
+        """Seconds since the start, ascending."""
+        if self.time is not None:
+            return self.time
+        turn = np.arange(self.peer.size) / max(self.peer.size, 1)
+        made: Floats = self.session * _BETWEEN_SESSIONS + turn * INTERVAL * 3
+        return made
+
+    @property
+    def classes(self) -> Index:
+        """The class of each flow."""
+        return np.zeros(self.peer.size, np.intp) if self.flow_class is None else self.flow_class
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,25 +138,179 @@ def traffic(
     )
 
 
+_Seen = tuple[int, int, int, int, int]
+"""Exit, pane, drain, session and class of a flow."""
+_Flow = tuple[int, int, int]
+"""Destination, source port and exit."""
+
+
+@dataclass(slots=True)
+class _Peer:
+    """What the kernel program keeps of one slot."""
+
+    last_time: float = -1e18
+    session: int = 0
+    pane: int = -1
+    looked: list[int] = field(default_factory=list)
+    votes: list[int] = field(default_factory=list)
+    returns: list[int] = field(default_factory=list)
+    reuses: list[int] = field(default_factory=list)
+    last_vote: dict[int, _Seen] = field(default_factory=dict)
+    destinations: dict[int, _Seen] = field(default_factory=dict)
+    ports: dict[int, tuple[int, int]] = field(default_factory=dict)
+
+    def begin_pane(self, pane: int) -> None:
+        self.pane = pane
+        classes = len(FLOW_CLASSES)
+        self.looked, self.votes = [0] * classes, [0] * classes
+        self.returns, self.reuses = [0] * classes, [0] * classes
+
+
+def _lag(before: _Seen, now: _Seen) -> Lag:
+    if before[3] != now[3]:
+        return Lag.SESSIONS
+    if before[1] != now[1]:
+        return Lag.PANES
+    return Lag.PANE if before[2] != now[2] else Lag.DRAIN
+
+
+@dataclass(slots=True)
+class _Counted:
+    """What is counted of the flows; kinds are by flow, sandwiches by peer."""
+
+    vote: Mask
+    first: Mask
+    pane: Index
+    votes: NDArray[np.uint32]
+    returns: NDArray[np.uint32]
+    lone: NDArray[np.uint32]
+    ports: NDArray[np.uint32]
+
+
+class _Kernel:
+    """The tables of the kernel program."""
+
+    def __init__(self, peers: int, size: int) -> None:
+        lags, classes = len(LAGS), len(FLOW_CLASSES)
+        self.counted = _Counted(
+            np.zeros(size, bool),
+            np.zeros(size, bool),
+            np.zeros(size, np.intp),
+            np.zeros((peers, classes, lags, 4), np.uint32),
+            np.zeros((peers, lags, 4), np.uint32),
+            np.zeros((peers, lags, 2), np.uint32),
+            np.zeros((peers, 2), np.uint32),
+        )
+        self._slots = [_Peer() for _ in range(peers)]
+        self._last_votes: dict[int, tuple[int, int]] = {}
+        self._visits: dict[tuple[int, int], tuple[int, int]] = {}
+
+    def flow(self, number: int, time: float, peer: int, kind: int, flow: _Flow) -> None:
+        """One flow, after all earlier ones."""
+        slot = self._slots[peer]
+        pane = self.counted.pane[number] = int(time / PANE)
+        if time - slot.last_time > GAP:
+            slot.session += 1
+            self.counted.first[number] = True
+        slot.last_time = time
+        if pane != slot.pane:
+            slot.begin_pane(pane)
+        left = slot.votes[kind] < VOTES
+        if slot.looked[kind] < LOOKED and (left or slot.returns[kind] < RETURNS):
+            slot.looked[kind] += 1
+            now = (flow[2], pane, int(time / INTERVAL), slot.session, kind)
+            self.counted.vote[number] = self._look(peer, slot, flow, now, left)
+
+    def _look(self, peer: int, slot: _Peer, flow: _Flow, now: _Seen, left: bool) -> bool:
+        """Whether it is a vote."""
+        destination, port, exit_ = flow
+        _, pane, _, _, kind = now
+        seen = slot.ports.get(port)
+        seen = None if seen is None or pane - seen[1] >= PANES else seen
+        mine = slot.destinations.get(destination)
+        mine = None if mine is None or pane - mine[1] >= PANES else mine
+        last = None
+        if left or seen is not None:
+            slot.ports[port] = (exit_, pane)
+        if left or mine is not None:
+            slot.destinations[destination] = now
+            last = self._visits.get((destination, kind))
+            self._visits[destination, kind] = (peer, exit_)
+        if mine is None and seen is None:
+            if left:
+                self._vote(peer, slot, now)
+            return left
+        if seen is None and mine is not None:
+            self._come_back(peer, slot, mine, last, now)
+        elif mine is None and seen is not None and slot.reuses[kind] < REUSES:
+            slot.reuses[kind] += 1
+            self.counted.ports[peer, 0] += 1
+            self.counted.ports[peer, 1] += seen[0] == exit_
+        return False
+
+    def _vote(self, peer: int, slot: _Peer, now: _Seen) -> None:
+        exit_, pane, _, _, kind = now
+        slot.votes[kind] += 1
+        own, others = slot.last_vote.get(kind), self._last_votes.get(kind)
+        if own is not None and others is not None and others[0] != peer and pane - own[1] < PANES:
+            self.counted.votes[peer, kind, _lag(own, now), _outcome(own[0] == exit_, others[1] == exit_)] += 1
+        slot.last_vote[kind] = now
+        self._last_votes[kind] = (peer, exit_)
+
+    def _come_back(
+        self, peer: int, slot: _Peer, mine: _Seen, last: tuple[int, int] | None, now: _Seen
+    ) -> None:
+        exit_, _, _, _, kind = now
+        if mine[4] != kind or slot.returns[kind] >= RETURNS:
+            return
+        slot.returns[kind] += 1
+        if last is None or last[0] == peer:
+            self.counted.lone[peer, _lag(mine, now), 0] += 1
+            self.counted.lone[peer, _lag(mine, now), 1] += mine[0] == exit_
+        else:
+            self.counted.returns[peer, _lag(mine, now), _outcome(mine[0] == exit_, last[1] == exit_)] += 1
+
+
+def _count(flows: Traffic, exits: Index) -> _Counted:
+    """Flow by flow, in the order of time, as the module says."""
+    kernel = _Kernel(flows.peers, flows.peer.size)
+    order = np.argsort(flows.times, kind="stable")
+    columns = (flows.times, flows.peer, flows.classes, flows.destination, flows.port, exits)
+    for number, time, peer, kind, *flow in zip(
+        order.tolist(), *(column[order].tolist() for column in columns), strict=True
+    ):
+        kernel.flow(number, time, peer, kind, (flow[0], flow[1], flow[2]))
+    return kernel.counted
+
+
+_BOTH, _MINE, _OTHER, _NONE = range(4)
+
+
+def _outcome(mine: bool, other: bool) -> int:
+    return (_BOTH if other else _MINE) if mine else _OTHER if other else _NONE
+
+
+def _sandwiches(counts: NDArray[np.uint32]) -> Sandwiches:
+    tried = counts.sum(axis=-1, dtype=np.uint32)
+    return Sandwiches(tried, counts[..., _BOTH], counts[..., _MINE], counts[..., _OTHER])
+
+
 def observe(flows: Traffic, relay: Relay, loss: Loss | None = None) -> Observation:
     """The counts that the kernel program would have of this traffic on this relay."""
-    measured = _rank_within(flows.peer) < BUDGET
-    destination_before = _previous(flows.peer, flows.destination)
-    port_before = _previous(flows.peer, flows.port)
-    new_destination, new_port = destination_before < 0, port_before < 0
-    vote = measured & new_destination & new_port
-    first = _previous(flows.peer, flows.session) < 0
+    counted = _count(flows, relay.exit)
+    vote, classes = counted.vote, flows.classes
     pair, where = np.unique(flows.peer * relay.pool_size + relay.exit, return_inverse=True)
+    where = where.reshape(-1)
 
-    def counted(what: Mask) -> NDArray[np.uint32]:
+    def total(what: Mask) -> NDArray[np.uint32]:
         return np.bincount(where[what], minlength=pair.size).astype(np.uint32)
 
-    def trials(what: Mask, true: Mask, expected: Floats | None = None) -> Trials:
-        tried = np.bincount(flows.peer[what], minlength=flows.peers).astype(np.uint32)
-        hits = np.bincount(flows.peer[what & true], minlength=flows.peers).astype(np.uint32)
-        return Trials(tried, hits, expected)
-
-    votes = np.bincount(flows.peer[vote], minlength=flows.peers)
+    tried = np.bincount(flows.peer[vote], minlength=flows.peers).astype(np.uint32)
+    hits = np.bincount(flows.peer[vote & relay.destination_hits], minlength=flows.peers).astype(np.uint32)
+    returns, lone = _sandwiches(counted.returns), Trials(counted.lone[..., 0], counted.lone[..., 1])
+    panes = int(counted.pane.max(initial=0)) + 1
+    triples, votes = np.unique(where[vote] * panes + counted.pane[vote], return_counts=True)
+    of_pair = pair[triples // panes]
     return Observation(
         family=Family.IPV4,
         peers=flows.peers,
@@ -126,17 +319,32 @@ def observe(flows: Traffic, relay: Relay, loss: Loss | None = None) -> Observati
         pool_sizes=(relay.pool_size,),
         peer=(pair // relay.pool_size).astype(np.uint32),
         exit=(pair % relay.pool_size).astype(np.uint32),
-        flows=counted(np.ones(flows.peer.size, bool)),
-        votes=counted(vote),
-        session_starts=counted(first),
-        same_destination=trials(
-            measured & ~new_destination & new_port, relay.exit == relay.exit[destination_before]
+        flows=total(np.ones(flows.peer.size, bool)),
+        votes=total(vote),
+        session_starts=total(counted.first),
+        same_destination=Trials(
+            returns.tried.sum(axis=1, dtype=np.uint32) + lone.tried.sum(axis=1, dtype=np.uint32),
+            (returns.both + returns.mine).sum(axis=1, dtype=np.uint32)
+            + lone.true.sum(axis=1, dtype=np.uint32),
         ),
-        same_port=trials(measured & ~new_port & new_destination, relay.exit == relay.exit[port_before]),
-        destination_predictor=trials(vote, relay.destination_hits, votes / relay.pool_size),
+        same_port=Trials(counted.ports[:, 0], counted.ports[:, 1]),
+        destination_predictor=Trials(tried, hits, tried / relay.pool_size),
         predicted=relay.predicted,
         exclusive_map=relay.exclusive_map,
         loss=loss or Loss(seen=flows.peer.size),
+        class_votes=np.stack([total(vote & (classes == one)) for one in FLOW_CLASSES], axis=1),
+        vote_sandwiches=_sandwiches(counted.votes),
+        return_sandwiches=returns,
+        lone_returns=lone,
+        sessions=np.bincount(flows.peer[counted.first], minlength=flows.peers).astype(np.uint32),
+        panes=panes_of(
+            (triples % panes).astype(np.intp),
+            (of_pair // relay.pool_size).astype(np.intp),
+            (of_pair % relay.pool_size).astype(np.intp),
+            votes.astype(np.float64),
+            (panes, flows.peers, relay.pool_size),
+        ),
+        seconds=float(flows.times.max(initial=0.0)) or None,
     )
 
 
@@ -147,15 +355,6 @@ def _rank_within(group: Index) -> Index:
     rank = np.empty(group.size, np.intp)
     rank[order] = np.arange(group.size) - begins[group[order]]
     return rank
-
-
-def _previous(peer: Index, key: Index) -> Index:
-    """For each flow the latest earlier one of the same peer and key, shape (F,), -1 for none."""
-    order = np.lexsort((np.arange(peer.size), key, peer))
-    same = (peer[order][1:] == peer[order][:-1]) & (key[order][1:] == key[order][:-1])
-    previous = np.full(peer.size, -1, np.intp)
-    previous[order[1:][same]] = order[:-1][same]
-    return previous
 
 
 def hashed(salt: int, modulus: int, *keys: Index) -> Index:
@@ -329,6 +528,41 @@ def beside(one: Observation, other: Observation) -> Observation:
         destination_predictor=_chained(one.destination_predictor, other.destination_predictor),
         predicted=predicted,
         loss=_added(one.loss, other.loss),
+        class_votes=_both_or_none(one.class_votes, other.class_votes),
+        vote_sandwiches=_beside(one.vote_sandwiches, other.vote_sandwiches),
+        return_sandwiches=_beside(one.return_sandwiches, other.return_sandwiches),
+        lone_returns=None
+        if one.lone_returns is None or other.lone_returns is None
+        else _chained(one.lone_returns, other.lone_returns),
+        sessions=_both_or_none(one.sessions, other.sessions),
+        panes=_panes_beside(one.panes, other.panes),
+    )
+
+
+def _both_or_none(
+    one: NDArray[np.uint32] | None, other: NDArray[np.uint32] | None
+) -> NDArray[np.uint32] | None:
+    return None if one is None or other is None else np.concatenate([one, other])
+
+
+def _beside(one: Sandwiches | None, other: Sandwiches | None) -> Sandwiches | None:
+    """Trials of both; nobody of the one was between two flows of the other, which changes few of them."""
+    if one is None or other is None:
+        return None
+    names = ("tried", "both", "mine", "other")
+    return Sandwiches(*(np.concatenate([getattr(one, name), getattr(other, name)]) for name in names))
+
+
+def _panes_beside(one: Panes | None, other: Panes | None) -> Panes | None:
+    if one is None or other is None or len(one.voters) != len(other.voters):
+        return None
+    return Panes(
+        np.concatenate([one.exits, other.exits], axis=1),
+        one.voters + other.voters,
+        one.agreement + other.agreement,
+        one.agreement_squares + other.agreement_squares,
+        np.concatenate([one.far_tried, other.far_tried]),
+        np.concatenate([one.far_same, other.far_same]),
     )
 
 
@@ -351,7 +585,13 @@ def merged(one: Observation, other: Observation) -> Observation:
 
     def added(name: str) -> NDArray[np.uint32]:
         both = np.concatenate([getattr(one, name), getattr(other, name)]).astype(np.float64)
-        return sums(where, both, pair.size).astype(np.uint32)
+        return sums(where.reshape(-1), both, pair.size).astype(np.uint32)
+
+    def added_class(number: int) -> NDArray[np.uint32]:
+        both = np.concatenate(
+            [o.class_votes[:, number] for o in (one, other) if o.class_votes is not None]
+        ).astype(np.float64)
+        return sums(where.reshape(-1), both, pair.size).astype(np.uint32)
 
     return replace(
         one,
@@ -364,7 +604,21 @@ def merged(one: Observation, other: Observation) -> Observation:
         same_port=_sum(one.same_port, other.same_port),
         destination_predictor=_sum(one.destination_predictor, other.destination_predictor),
         loss=_added(one.loss, other.loss),
+        class_votes=None
+        if one.class_votes is None
+        else np.stack([added_class(number) for number in range(len(FLOW_CLASSES))], axis=1),
+        vote_sandwiches=_sandwich_sum(one.vote_sandwiches, other.vote_sandwiches),
+        return_sandwiches=_sandwich_sum(one.return_sandwiches, other.return_sandwiches),
+        lone_returns=None
+        if one.lone_returns is None or other.lone_returns is None
+        else _sum(one.lone_returns, other.lone_returns),
     )
+
+
+def _sandwich_sum(one: Sandwiches | None, other: Sandwiches | None) -> Sandwiches | None:
+    if one is None or other is None:
+        return None
+    return Sandwiches(*(getattr(one, n) + getattr(other, n) for n in ("tried", "both", "mine", "other")))
 
 
 def _sum(one: Trials, other: Trials) -> Trials:

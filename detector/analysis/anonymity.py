@@ -7,10 +7,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from detector.analysis.columns import Columns, Mask
+from detector.analysis.columns import Columns, Index, Mask
 from detector.analysis.numerics import Floats, log_rising
 
-_HUGE = 1e12  # from this pool size on, collisions are too rare to count
+_HUGE = 1e12  # from this pool size on, what is nobody else's is a fact and no chance
+_EVEN = 1e6
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,42 +67,95 @@ class Alone:
 
 
 def alone(columns: Columns, keeps: Mask) -> Alone:
-    """Peers of `keeps`, shape (P,), whose exits nobody else uses; ``P (1 - 1/N)^(P-1)`` expected a pool."""
-    shared = columns.per_peer((columns.occupants[columns.exit] > 1).astype(np.float64)) > 0
-    peers = keeps & ~shared & (columns.peer_flows > 0)
-    group = columns.group_flows.argmax(axis=1)
-    present = np.count_nonzero(columns.group_flows, axis=0)
-    expected, log_p = 0.0, 0.0
-    for number, size in enumerate(columns.group_sizes):
-        inside = group == number
-        candidates = int(np.count_nonzero(keeps & inside))
-        found = int(np.count_nonzero(peers & inside))
-        chance = candidates * np.exp((present[number] - 1) * np.log1p(-1 / size)) if size > 1 else 0.0
-        expected += float(chance)
-        if found > chance:
-            log_p = min(log_p, _log_tail(found, candidates, int(present[number]), float(size)))
-    return Alone(peers, expected, min(log_p + float(np.log(columns.groups)), 0.0))
+    """Peers of `keeps`, shape (P,), whose exits nobody else uses.
 
-
-def _log_tail(found: int, candidates: int, present: int, size: float) -> float:
-    """Bound on log P(at least `found` of the candidates alone), peers falling on exits by uniform chance.
-
-    Markov's inequality on the factorial moments, the best of them: with S alone,
-    P(S >= s) <= E[C(S, m)] / C(s, m), and m given peers are alone with probability
-    ``N (N-1) ... (N-m+1) / N^m (1 - m/N)^(P-m)``.
+    Chance is a home for each of them, dealt with the unevenness that all the homes show: a rare exit has few
+    peers by itself. Only exits of known pools are tested: of others nobody can tell how many were never met.
     """
-    if size > _HUGE:
-        return 0.0
-    most = int(min(found, size - 1 if present > size else size))
-    if most < 1:
-        return 0.0
-    moments = np.unique(np.linspace(1, most, min(most, 512)).astype(np.int64)).astype(np.float64)
-    with np.errstate(divide="ignore", invalid="ignore"):
-        left = (present - moments) * np.log1p(-moments / size)
-    left[moments >= present] = 0.0
-    apart = _log_falling(size, moments) - moments * np.log(size)
-    ways = _log_falling(float(candidates), moments) - _log_falling(float(found), moments)
-    return min(float(np.min(ways + apart + left)), 0.0)
+    shared = columns.per_peer((columns.occupants[columns.exit] > 1).astype(np.float64)) > 0
+    home = _homes(columns)
+    keeps = keeps & (home >= 0)
+    group = np.full(columns.peers, -1, np.intp)
+    group[keeps] = columns.group[home[keeps]]
+    tested = keeps & (group < len(columns.pool_sizes))
+    peers = tested & ~shared
+    expected, log_p = 0.0, 0.0
+    numbers = np.unique(group[tested])
+    for number in numbers:
+        size = float(columns.group_sizes[number])
+        inside = tested & (group == number)
+        found = int(np.count_nonzero(peers & inside))
+        if size < 2:
+            continue
+        homes = _Homes(int(np.count_nonzero(inside)), size, _evenness(home[inside], size))
+        expected += homes.expected
+        if found > homes.expected:
+            log_p = min(log_p, homes.log_tail(found))
+    return Alone(peers, expected, min(log_p + float(np.log(max(numbers.size, 1))), 0.0))
+
+
+def _homes(columns: Columns) -> Index:
+    """The exit with most flows of each peer, shape (P,), -1 for a peer without any."""
+    order = np.argsort(columns.flows, kind="stable")
+    home = np.full(columns.peers, -1, np.intp)
+    home[columns.peer[order]] = columns.exit[order]  # the last one of a peer stays
+    return home
+
+
+def _evenness(home: Index, size: float) -> float:
+    """Concentration of the Dirichlet that the exits' shares seem drawn from; large where they are even."""
+    count = np.bincount(home).astype(np.float64)
+    peers = count.sum()
+    if peers < 2:
+        return _EVEN
+    met = float((count * (count - 1)).sum() / (peers * (peers - 1)))
+    if size * met <= 1 or met >= 1:
+        return _EVEN if met < 1 else 1 / size
+    return min((1 - met) / (size * met - 1), _EVEN)
+
+
+@dataclass(frozen=True, slots=True)
+class _Homes:
+    """Peers dealt to exits with uneven shares: Dirichlet-multinomial, concentration `even` for each exit."""
+
+    peers: int
+    size: float
+    even: float
+
+    @property
+    def expected(self) -> float:
+        """How many are alone."""
+        return float(np.exp(self._log_moments(np.array([1.0]))[0]))
+
+    def _log_moments(self, moments: Floats) -> Floats:
+        """Log of E[C(S, m)], S of them alone: m exits with one each of m peers, and the others elsewhere."""
+        peers, size, even = float(self.peers), self.size, self.even
+        left = (size - moments) * even
+        rest = np.where(left > 0, peers - moments, 0.0)
+        apart = log_rising(np.maximum(left, 1e-300), rest)
+        apart = np.where((left <= 0) & (peers > moments), -np.inf, apart)
+        ways = _log_falling(size, moments) - log_rising(np.ones_like(moments), moments)
+        ways = ways + _log_falling(peers, moments) + moments * np.log(even)
+        whole = float(log_rising(np.array([size * even]), np.array([peers]))[0])
+        result: Floats = ways + apart - whole
+        return result
+
+    def log_tail(self, found: int) -> float:
+        """Bound on log P(at least `found` alone): Markov's inequality on the factorial moments, the best."""
+        if self.size > _HUGE:
+            return -np.inf
+        most = int(min(found, self.size))
+        moments = np.unique(np.linspace(1, most, min(most, 512)).astype(np.int64)).astype(np.float64)
+        choose = _log_falling(float(found), moments) - log_rising(np.ones_like(moments), moments)
+        return min(float(np.min(self._log_moments(moments) - choose)), 0.0)
+
+
+def main_groups(columns: Columns) -> Index:
+    """The group that has most of each peer's flows, shape (P,), -1 for a peer without any."""
+    order = np.argsort(columns.cell_flows, kind="stable")
+    group = np.full(columns.peers, -1, np.intp)
+    group[columns.cell_peer[order]] = columns.cell_group[order]  # the last one of a peer stays
+    return group
 
 
 def _log_falling(top: float, count: Floats) -> Floats:

@@ -2,12 +2,14 @@
 """An observation made ready: pairs of judgeable peers, sums per peer, exits in groups that share a chance.
 
 Exits are compared within their pool (a *group*), since which pool serves a peer is what the rules say and
-no leak of its own. Pools of one address and exits outside of any pool form one group together.
+no leak of its own; how many peers share a pool is for `detector.analysis.exclusive`. A pool of one address is
+a group of one, where chance is certainty; exits outside of any pool form one group together. Tables of peers
+by groups are sparse: only the cells with flows.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,17 +21,19 @@ Index = NDArray[np.intp]
 Mask = NDArray[np.bool_]
 
 VOTES_TO_JUDGE = 3  # with two votes a peer agrees with itself, or not, and neither says anything
-_MOST_GROUPS = 16  # beyond that, all exits are one group: (P, G) tables must stay small
 
 
 @dataclass(frozen=True, slots=True)
 class Columns:
     """One family's counts. P peers, E exits, n pairs with flows of peers that are one address, G groups.
 
+    A cell is a peer and a group in which it has flows; there are C of them.
+
     Attributes:
         peers, exits, groups: P, E, G.
         present: peers with flows, networks too.
         peer, exit: shape (n,).
+        rows: shape (n,): where these pairs are in the observation.
         flows, votes, session_starts: shape (n,), float.
         peer_flows, peer_votes, peer_firsts: shape (P,), sums of them.
         judged: shape (P,): enough votes for a word about this peer.
@@ -39,7 +43,8 @@ class Columns:
         pool_sizes: addresses in each pool.
         group: shape (E,): group of each exit.
         group_sizes: shape (G,): exits that each group could use.
-        group_votes, group_flows: shape (P, G).
+        cell: shape (n,): the cell of each pair.
+        cell_peer, cell_group, cell_votes, cell_flows: shape (C,).
     """
 
     peers: int
@@ -48,6 +53,7 @@ class Columns:
     groups: int
     peer: Index
     exit: Index
+    rows: Index
     flows: Floats
     votes: Floats
     session_starts: Floats
@@ -61,8 +67,11 @@ class Columns:
     pool_sizes: tuple[int, ...]
     group: Index
     group_sizes: Floats
-    group_votes: Floats
-    group_flows: Floats
+    cell: Index
+    cell_peer: Index
+    cell_group: Index
+    cell_votes: Floats
+    cell_flows: Floats
 
     @property
     def exits_used(self) -> int:
@@ -73,6 +82,34 @@ class Columns:
     def pool_size(self) -> int:
         """Configured exits, or the used ones where nothing is configured."""
         return sum(self.pool_sizes) or self.exits_used
+
+    def with_votes(self, votes: Floats) -> Columns:
+        """The same with other votes, shape (n,): those of one class of flows."""
+        cell_votes = sums(self.cell, votes, self.cell_peer.size)
+        peer_votes = sums(self.cell_peer, cell_votes, self.peers)
+        return replace(
+            self,
+            votes=votes,
+            cell_votes=cell_votes,
+            peer_votes=peer_votes,
+            judged=peer_votes >= VOTES_TO_JUDGE,
+        )
+
+    def over_cells(self, weights: Floats) -> Floats:
+        """Sums of a cell column over each peer, shape (P,)."""
+        return sums(self.cell_peer, weights, self.peers)
+
+    def over_groups(self, weights: Floats) -> Floats:
+        """Sums of a cell column over each group, shape (G,)."""
+        return sums(self.cell_group, weights, self.groups)
+
+    def by_flows(self, per_group: Floats) -> Floats:
+        """A column over groups, shape (G,), averaged for each peer by flows, shape (P,); nan without any."""
+        met = self.over_cells(self.cell_flows * per_group[self.cell_group])
+        average: Floats = np.divide(
+            met, self.peer_flows, out=np.full(self.peers, np.nan), where=self.peer_flows > 0
+        )
+        return average
 
     def per_peer(self, weights: Floats) -> Floats:
         """Sums of a pair column over each peer, shape (P,)."""
@@ -101,9 +138,11 @@ def columns_of(observation: Observation) -> Columns:
     pool = observation.pool.astype(np.intp)
     group, group_sizes = _groups(pool, observation.pool_sizes, occupants)
     groups = len(group_sizes)
-    cell = peer * groups + group[exit_]
-    group_votes = sums(cell, votes, peers * groups).reshape(peers, groups)
-    peer_votes = group_votes.sum(axis=1)
+    keys, cell = np.unique(peer * groups + group[exit_], return_inverse=True)
+    cell = cell.astype(np.intp).reshape(-1)
+    cell_votes = sums(cell, votes, keys.size)
+    cell_peer = (keys // groups).astype(np.intp)
+    peer_votes = sums(cell_peer, cell_votes, peers)
     return Columns(
         peers=peers,
         exits=exits,
@@ -111,6 +150,7 @@ def columns_of(observation: Observation) -> Columns:
         groups=groups,
         peer=peer,
         exit=exit_,
+        rows=np.arange(observation.peer.size)[carried][kept],
         flows=flows,
         votes=votes,
         session_starts=session_starts,
@@ -124,8 +164,11 @@ def columns_of(observation: Observation) -> Columns:
         pool_sizes=observation.pool_sizes,
         group=group,
         group_sizes=group_sizes,
-        group_votes=group_votes,
-        group_flows=sums(cell, flows, peers * groups).reshape(peers, groups),
+        cell=cell,
+        cell_peer=cell_peer,
+        cell_group=(keys % groups).astype(np.intp),
+        cell_votes=cell_votes,
+        cell_flows=sums(cell, flows, keys.size),
     )
 
 
@@ -135,18 +178,12 @@ def _rows(mask: Mask) -> Index | slice:
 
 
 def _groups(pool: Index, pool_sizes: tuple[int, ...], occupants: Floats) -> tuple[Index, Floats]:
-    """The group of each exit, shape (E,), and how many exits each group could use, shape (G,)."""
-    real = [number for number, size in enumerate(pool_sizes) if size > 1]
-    if len(real) > _MOST_GROUPS:
-        real = []
-    numbers = np.full(len(pool_sizes) + 1, len(real), np.intp)  # the last entry is for -1, no pool
-    numbers[real] = np.arange(len(real))
-    group = numbers[pool]
-    used = np.bincount(group, occupants > 0, len(real) + 1)
-    rest = sum(pool_sizes) - sum(pool_sizes[number] for number in real)
-    configured = np.array([*(float(pool_sizes[number]) for number in real), float(rest)])
-    sizes = np.maximum(np.maximum(configured, used), 1.0)
-    if real and not used[-1]:
-        sizes = sizes[:-1]
-        group = np.minimum(group, len(sizes) - 1)  # only exits that nobody uses
-    return group, sizes
+    """The group of each exit, shape (E,), and how many exits each group could use, shape (G,).
+
+    Group k is pool k; the last one is of the exits in no pool, as large as they are many.
+    """
+    numbers = np.append(np.arange(len(pool_sizes)), len(pool_sizes))  # the last entry is for -1, no pool
+    group: Index = numbers[pool].astype(np.intp)
+    used = np.bincount(group, occupants > 0, len(pool_sizes) + 1)
+    configured = np.array([*map(float, pool_sizes), 0.0])
+    return group, np.maximum(np.maximum(configured, used), 1.0)

@@ -103,11 +103,11 @@ def consistency_of(columns: Columns, counts: Floats, totals: Floats) -> Floats:
 def population_of(columns: Columns, consistency: Floats) -> Population:
     """The population's exit shares, with c0 from pairs of votes of different peers."""
     groups = columns.groups
-    own = columns.group_votes[columns.peer, columns.group[columns.exit]]
+    own = columns.cell_votes[columns.cell]
     share = np.divide(columns.votes, own, out=np.zeros_like(own), where=own > 0)
     shares = columns.per_exit(share)
     within = sums(columns.group[columns.exit], share * share, groups)
-    voters = np.count_nonzero(columns.group_votes, axis=0).astype(np.float64)
+    voters = columns.over_groups((columns.cell_votes > 0).astype(np.float64))
     crossed = sums(columns.group, shares * shares, groups) - within
     pairs = voters * np.maximum(voters - 1, 0)
     cross = np.divide(crossed, pairs, out=np.zeros(groups), where=pairs > 0)
@@ -134,18 +134,19 @@ def _agreement(columns: Columns, consistency: Floats, same: Floats) -> float:
 
 
 def _effective_votes(columns: Columns, voters: Floats, agreement: float) -> Floats:
-    votes = columns.group_votes
+    votes = columns.cell_votes
     single = np.divide(1 + (votes - 1) * agreement, votes, out=np.zeros_like(votes), where=votes > 0)
-    spread = single.sum(axis=0)
+    spread = columns.over_groups(single)
     worth: Floats = np.divide(voters * voters, spread, out=np.zeros_like(voters), where=spread > 0)
     return worth
 
 
 def _vote_chance(columns: Columns, who: Mask, same: Floats) -> Floats:
     """The chance of agreement of each peer of `who`, given how many of its votes fell in which group."""
-    votes = columns.group_votes[who]
+    votes = columns.cell_votes
+    met = columns.over_cells(votes * (votes - 1) * same[columns.cell_group])[who]
     total = columns.peer_votes[who]
-    chance: Floats = (votes * (votes - 1)) @ same / (total * (total - 1))
+    chance: Floats = met / (total * (total - 1))
     return chance
 
 
@@ -194,7 +195,7 @@ def trial_contrast(
     variance = np.minimum((single + 2 * spread) / count, single)
     return Contrast(
         observed=float((true[who] / count).mean()),
-        chance=float((flow_shares(columns)[who] @ population.same).mean()),
+        chance=float(np.nan_to_num(columns.by_flows(population.same)[who], nan=population.same[0]).mean()),
         peers=count.size,
         trials=int(count.sum()),
         variance=float(variance.mean()),
@@ -202,15 +203,10 @@ def trial_contrast(
     )
 
 
-def flow_shares(columns: Columns) -> Floats:
-    """Share of each peer's flows that went through each group, shape (P, G); the first where it has none."""
-    shares = np.zeros(columns.group_flows.shape)
-    shares[:, 0] = 1.0
-    total = columns.peer_flows[:, None]
-    return np.divide(columns.group_flows, total, out=shares, where=total > 0)
-
-
 def _mean_spread(columns: Columns, population: Population, who: Mask) -> tuple[float, float]:
     """Covariance of two comparisons that share a vote, and the variance of one, for these peers' groups."""
-    weights = flow_shares(columns)[who].mean(axis=0)
-    return float(weights @ population.spread), float(weights @ (population.same * (1 - population.same)))
+    spread, single = (
+        float(np.nan_to_num(columns.by_flows(per_group)[who], nan=per_group[0]).mean())
+        for per_group in (population.spread, population.same * (1 - population.same))
+    )
+    return spread, single

@@ -28,10 +28,10 @@ def pinned_evidence(columns: Columns, population: Population) -> Floats:
     compared within each group of exits.
     """
     _, total = _others(population)
-    votes = columns.group_votes
-    whole = np.broadcast_to(total, votes.shape)
-    log_e: Floats = (log_rising(whole, votes) - log_rising(np.full(votes.shape, CONCENTRATION), votes)).sum(
-        axis=1
+    votes = columns.cell_votes
+    whole = total[columns.cell_group]
+    log_e = columns.over_cells(
+        log_rising(whole, votes) - log_rising(np.full(votes.shape, CONCENTRATION), votes)
     )
     chunk = max(_CHUNK, columns.peers)  # each adds P sums, so that the whole stays linear
     for begin in range(0, columns.peer.size, chunk):
@@ -47,7 +47,7 @@ def _add_gains(log_e: Floats, columns: Columns, population: Population, rows: sl
     weight, total = _others(population)
     others = population.voters - 1
     each = np.divide(weight, others, out=np.zeros_like(weight), where=others > 0)
-    own = np.maximum(columns.group_votes[peer, group], 1)
+    own = np.maximum(columns.cell_votes[columns.cell[rows]], 1)
     alpha = np.maximum(population.shares[exit_] - votes / own, 0.0)
     alpha *= each[group]
     alpha += (PRIOR / columns.group_sizes)[group]
@@ -59,12 +59,11 @@ def _add_gains(log_e: Floats, columns: Columns, population: Population, rows: sl
 def pinned_evidence_at_most(columns: Columns, population: Population) -> Floats:
     """``log E_i`` that peer i would have, were all its votes on one typical exit (share c0): its power."""
     _, total = _others(population)
-    votes = columns.group_votes
-    typical = np.broadcast_to(population.same, votes.shape)
-    whole = np.broadcast_to(total, votes.shape)
+    votes = columns.cell_votes
+    typical, whole = population.same[columns.cell_group], total[columns.cell_group]
     rise = log_rising(typical * CONCENTRATION, votes) - log_rising(typical * whole, votes)
     fall = log_rising(np.full(votes.shape, CONCENTRATION), votes) - log_rising(whole, votes)
-    log_e: Floats = (rise - fall).sum(axis=1)
+    log_e = columns.over_cells(rise - fall)
     log_e[~columns.judged] = -np.inf
     return log_e
 

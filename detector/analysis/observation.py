@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from detector.base.family import Address, Family
+from detector.base.verdicts import Verdict
 
 Counts = NDArray[np.uint32]
 
@@ -59,6 +60,27 @@ class Sandwiches:
     def none(cls, *shape: int) -> Sandwiches:
         """No trials."""
         return cls(*(np.zeros(shape, np.uint32) for _ in range(4)))
+
+
+@dataclass(frozen=True, slots=True)
+class Panes:
+    """What the votes of the single panes say; K panes, oldest first. Made by `detector.analysis.panes`.
+
+    Attributes:
+        exits: shape (K, E): votes on each exit, of everybody.
+        voters: shape (K,): peers with two votes or more in the pane.
+        agreement, agreement_squares: shape (K,): sums over them of the share of same exits among the pairs of
+            their votes, and of its square.
+        far_tried, far_same: shape (P,): pairs of a peer's votes that lie a whole pane apart at least, and
+            those of them on the same exit.
+    """
+
+    exits: NDArray[np.float64]
+    voters: NDArray[np.float64]
+    agreement: NDArray[np.float64]
+    agreement_squares: NDArray[np.float64]
+    far_tried: NDArray[np.float64]
+    far_same: NDArray[np.float64]
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,7 +150,12 @@ class Observation:
         untracked: shape (P,): packets that did so without a conntrack entry.
         port_blocks: shape (P,), uint64: bit b is set where a source port was changed to one of the 1,024 from
             b * 1024 on.
-        predictor_trials: the predictors of the tunnel address alone.
+        predictor_trials: the predictors of the tunnel address alone; None where they come as `predicted`.
+        panes: the votes by pane, None where nobody keeps them.
+        rules_say: what the rules by themselves deserve to be called, where they are understood: `pinned` for
+            a choice by the source alone, `destination_linked` for one by source and destination. What lasts
+            by rule needs no second session to be seen to last.
+        seconds: how long ago the oldest of the counts began, None where nobody knows.
     """
 
     family: Family
@@ -158,4 +185,7 @@ class Observation:
     untranslated_private: Counts | None = None
     untracked: Counts | None = None
     port_blocks: NDArray[np.uint64] | None = None
-    predictor_trials: tuple[PredictorTrials, ...] = ()
+    predictor_trials: tuple[PredictorTrials, ...] | None = None
+    panes: Panes | None = None
+    rules_say: frozenset[Verdict] = frozenset()
+    seconds: float | None = None

@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -11,12 +13,13 @@ from numpy.typing import NDArray
 from detector.analysis.columns import Columns, Index, Mask
 from detector.analysis.evalues import flag, trial_evidence
 from detector.analysis.numerics import Floats, log_binomial_tail, sums
-from detector.analysis.observation import Observation
+from detector.analysis.observation import Observation, PredictorTrials
 from detector.predictors import KERNEL_DESTINATION
+from detector.predictors.fit import LEAST_EXCESS, LEAST_PERSONS
 
 _PRIOR_PEERS = 4.0  # for which even chance counts, beside what dealing gives: few peers meet by accident
 _LEAST_CHANCE = 1e-12  # of a hit, where a pool is so large that the kernel program counts nothing for it
-LEAST_EXCESS = 0.05  # less than this beyond chance is no predictor, however many peers there are
+_LOG_LEVEL = float(np.log(0.002))
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,6 +33,9 @@ class Explanation:
         log_p: bound on the log-probability of its best pool under chance, times the tries of all predictors.
         excess: share of hits beyond chance there, 0 to 1.
         peers: shape (P,): peers that follow it.
+        persons: how many of them there are; of a predictor that does not hold perhaps more than `peers`.
+        among: peers that it was tried on.
+        rule: where the rule stands that it explains, empty where nobody knows.
     """
 
     name: str
@@ -39,6 +45,9 @@ class Explanation:
     log_p: float
     excess: float
     peers: Mask = field(repr=False)
+    persons: int = 0
+    among: int = 0
+    rule: str = ""
 
     @property
     def ratio(self) -> float:
@@ -46,8 +55,9 @@ class Explanation:
         return self.hits / self.trials if self.trials else 0.0
 
     def holds(self, log_level: float) -> bool:
-        """Whether the exits follow it: significant, and more than a trifle."""
-        return self.log_p <= log_level and self.excess >= LEAST_EXCESS
+        """Whether the exits follow it: significant, more than a trifle, and for more than two persons."""
+        enough = self.persons >= min(LEAST_PERSONS, max(self.among, 2))
+        return enough and self.log_p <= log_level and self.excess >= LEAST_EXCESS
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,15 +72,44 @@ class _Modal:
 
 def explanations(observation: Observation, columns: Columns, pinned: Mask) -> list[Explanation]:
     """Every predictor that was tried, in the order of the observation, `kernel_destination` last."""
-    modal = _modal(columns)
     pools = len(columns.pool_sizes) + 1
-    tests = 1 + 2 * max(pools - 1, 1) * len(observation.predicted)
-    said = [
-        _address_explanation(name, predicted, columns, modal, pinned, tests)
-        for name, predicted in observation.predicted.items()
-    ]
+    if observation.predictor_trials is not None:
+        tests = 1 + len(observation.predictor_trials)
+        said = _fitted(observation.predictor_trials, columns, tests)
+    else:
+        modal = _modal(columns)
+        tests = 1 + 2 * max(pools - 1, 1) * len(observation.predicted)
+        said = [
+            _address_explanation(name, predicted, columns, modal, pinned, tests)
+            for name, predicted in observation.predicted.items()
+        ]
     destination = _destination_explanation(observation, columns, tests)
     return [one for one in (*said, destination) if one is not None and one.trials]
+
+
+def _fitted(trials: Sequence[PredictorTrials], columns: Columns, tests: int) -> list[Explanation]:
+    """What was tried where tunnel addresses are known: the rule that each predictor explains best."""
+    found: dict[str, Explanation] = {}
+    for one in trials:
+        log_p = log_binomial_tail(one.tried, one.hit, one.chance) + math.log(max(one.hypotheses, 1) * tests)
+        peers = np.zeros(columns.peers, bool) if one.flagged is None else one.flagged & columns.narrow
+        share = one.hit / one.tried if one.tried else 0.0
+        said = Explanation(
+            name=one.predictor,
+            hits=float(one.hit),
+            trials=float(one.tried),
+            chance=one.chance,
+            log_p=min(log_p, 0.0),
+            excess=(share - one.chance) / (1 - one.chance) if one.chance < 1 else 0.0,
+            peers=peers,
+            persons=one.hit,
+            among=one.tried,
+            rule=one.rule,
+        )
+        before = found.get(one.predictor)
+        if before is None or (said.log_p, -said.ratio) < (before.log_p, -before.ratio):
+            found[one.predictor] = said
+    return list(found.values())
 
 
 def _modal(columns: Columns) -> _Modal:
@@ -109,6 +148,8 @@ def _address_explanation(
         log_p=min(best + float(np.log(tests)), 0.0),
         excess=excess,
         peers=follows,
+        persons=int(np.count_nonzero(follows)),
+        among=int(np.count_nonzero(has & columns.judged)),
     )
 
 
@@ -171,12 +212,28 @@ def _destination_explanation(observation: Observation, columns: Columns, tests: 
     chance = min(max(float(expected.sum()) / total, _LEAST_CHANCE), 1.0)
     each = np.divide(expected, tried, out=np.ones_like(tried), where=tried > 0)
     log_e = trial_evidence(tried, hits, each)
+    followed = flag(log_e, int(np.count_nonzero(tried)))
+    rest = _without_best(log_e)
+    # Two peers may have chosen their flows so that they fit: what is shown has to be shown without them.
+    left, came, luck = float(tried[rest].sum()), float(hits[rest].sum()), float(expected[rest].sum())
+    log_p = log_binomial_tail(left, came, min(max(luck / left, _LEAST_CHANCE), 1.0)) if left else 0.0
+    persons = int(np.count_nonzero(followed))
+    if persons >= LEAST_PERSONS or not left:
+        log_p = min(log_p, log_binomial_tail(total, float(hits.sum()), chance))
     return Explanation(
         name=KERNEL_DESTINATION.name,
         hits=float(hits.sum()),
         trials=total,
         chance=chance,
-        log_p=min(log_binomial_tail(total, float(hits.sum()), chance) + float(np.log(tests)), 0.0),
+        log_p=min(log_p + float(np.log(tests)), 0.0),
         excess=(float(hits.sum()) / total - chance) / (1 - chance) if chance < 1 else 0.0,
-        peers=flag(log_e, int(np.count_nonzero(tried))),
+        peers=followed,
+        persons=max(persons, LEAST_PERSONS if log_p + np.log(tests) <= _LOG_LEVEL and left else 0),
+        among=int(np.count_nonzero(tried)),
     )
+
+
+def _without_best(log_e: Floats) -> Index:
+    """All but the two with most evidence."""
+    order: Index = np.argsort(-log_e, kind="stable")[2:]
+    return order

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from detector.analysis.numerics import Floats
 from detector.base.answers import SCHEMA_VERSION
 from detector.base.family import Family
-from detector.base.verdicts import Reason, Verdict
+from detector.base.verdicts import ExclusiveKind, Reason, Verdict
 
 
 @dataclass(frozen=True, slots=True)
@@ -166,7 +166,16 @@ class FamilyReport:
         peers_by_verdict: per verdict, how many peers.
         leaking_share: share of the judged peers that leaks.
         anonymity_set: None without flows.
-        leak_bits: what one observed exit tells about the next.
+        leak_bits: what one observed exit tells about the next, mutual information.
+        largest_missed: the largest share of the peers that could leak unseen.
+        seconds_to_go: until the evidence would be enough, at the rate so far; None where nobody can tell.
+        stand_out: per leak, peers that show it and are too few for a word about the relay.
+        exclusive_kinds: what peers have to themselves, and how many.
+        flow_class: the class of flows that leaks, where it is not all of them.
+        prefix: the length of the prefix that peers keep to, where it is not the address.
+        untranslated: per kind, flows that left without translation and how many peers sent them.
+        seconds: how long ago the oldest of the counts began.
+        exits_drift: everybody's exits change with time.
         pools: per configured pool.
         why: one paragraph for people.
         columns: per peer; not in the JSON object.
@@ -193,13 +202,22 @@ class FamilyReport:
     leaking_share: float
     anonymity_set: AnonymityReport | None
     leak_bits: float
+    largest_missed: float
+    seconds_to_go: float | None
+    stand_out: Mapping[Verdict, int]
+    exclusive_kinds: Mapping[ExclusiveKind, int]
+    flow_class: str | None
+    prefix: int | None
+    untranslated: Mapping[str, tuple[int, int]]
+    seconds: float | None
+    exits_drift: bool
     pools: tuple[PoolReport, ...]
     why: str = ""
     columns: PeerColumns | None = field(default=None, repr=False, compare=False)
 
     def as_dict(self) -> dict[str, object]:
         """The family's part of the JSON object (docs: "The report")."""
-        empty: dict[str, object] = {"min": None, "median": None}
+        empty: dict[str, object] = dict.fromkeys(("min", "median", "effective_min", "effective_median"))
         return {
             "verdict": self.verdict.value,
             "predictor": self.predictor,
@@ -218,6 +236,16 @@ class FamilyReport:
             "peers_judged": self.judged,
             "peers_by_verdict": {verdict.value: count for verdict, count in self.peers_by_verdict.items()},
             "leaking_share": _rounded(self.leaking_share),
+            "largest_missed": _rounded(self.largest_missed),
+            "seconds_to_go": None if self.seconds_to_go is None else round(self.seconds_to_go),
+            "stand_out": {finding.value: count for finding, count in self.stand_out.items()},
+            "exclusive_by_kind": {kind.value: count for kind, count in self.exclusive_kinds.items()},
+            "flow_class": self.flow_class,
+            "prefix": self.prefix,
+            "untranslated": {
+                kind: {"flows": flows, "peers": peers} for kind, (flows, peers) in self.untranslated.items()
+            },
+            "exits_drift": self.exits_drift,
             "suspected": [finding.value for finding in self.suspected],
             "unknown_because": [reason.value for reason in self.reasons],
             "contrasts": {name: one.as_dict() for name, one in self.contrasts.items()},

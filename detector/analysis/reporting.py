@@ -6,6 +6,8 @@ from __future__ import annotations
 import numpy as np
 
 from detector.analysis.anonymity import AnonymitySets, anonymity_sets
+from detector.analysis.bits import mutual_information
+from detector.analysis.bounds import Bounds
 from detector.analysis.columns import Columns, Index, Mask
 from detector.analysis.consistency import Contrast
 from detector.analysis.evidence import LOG_LEVEL, Evidence, linked_peers
@@ -25,7 +27,11 @@ _NEAR = 0.02  # predictors this close explain equally well; the order of the ban
 
 
 def report_of(
-    observation: Observation, evidence: Evidence, findings: tuple[Verdict, ...], coverage: float
+    observation: Observation,
+    evidence: Evidence,
+    findings: tuple[Verdict, ...],
+    coverage: float,
+    bounds: Bounds,
 ) -> FamilyReport:
     """The report on a family whose findings are settled, still without its reasons and its paragraph."""
     columns = evidence.columns
@@ -38,6 +44,7 @@ def report_of(
         "same_port": evidence.same_port,
     }
     loss = observation.loss
+    untranslated = _untranslated(observation)
     return FamilyReport(
         family=observation.family,
         verdict=findings[0],
@@ -51,7 +58,9 @@ def report_of(
         pool_size=columns.pool_size,
         flows=int(np.asarray(observation.flows).sum(dtype=np.int64)),
         coverage=coverage,
-        in_use=bool(columns.occupants.any()) or loss.seen + loss.lost + loss.unattributed > 0,
+        in_use=bool(columns.occupants.any())
+        or loss.seen + loss.lost + loss.unattributed > 0
+        or any(flows for flows, _ in untranslated.values()),
         consistency={name: one.kappa for name, one in contrasts.items()},
         contrasts={name: _contrast_report(one) for name, one in contrasts.items()},
         explained={
@@ -62,7 +71,18 @@ def report_of(
         peers_by_verdict={verdict: int(counts[i]) for i, verdict in enumerate(VERDICTS) if counts[i]},
         leaking_share=_leaking_share(evidence, findings, _leaking(columns, masks)),
         anonymity_set=_anonymity_report(anonymity_sets(columns)),
-        leak_bits=_leak_bits(evidence, findings),
+        leak_bits=_leak_bits(evidence, findings, masks),
+        largest_missed=bounds.largest,
+        seconds_to_go=_seconds_to_go(observation, bounds),
+        stand_out=_standing_out(evidence, findings),
+        exclusive_kinds={
+            kind: int(np.count_nonzero(mask)) for kind, mask in evidence.exclusive.peers.items()
+        },
+        flow_class=_flow_class(evidence),
+        prefix=None if evidence.units is None or LEAKS[0] in findings else evidence.units.prefix,
+        untranslated=untranslated,
+        seconds=observation.seconds,
+        exits_drift=evidence.drift,
         pools=_pools(columns, peer_columns, _leaking(columns, masks), observation.pool_origins),
         columns=peer_columns,
     )
@@ -101,18 +121,57 @@ def _masks(evidence: Evidence, findings: tuple[Verdict, ...]) -> dict[Verdict, M
     for one in evidence.explanations:
         if one.holds(LOG_LEVEL):
             followed |= one.peers & (keeps | (one.name == KERNEL_DESTINATION.name))
+    pinned = evidence.pinned
+    if evidence.units is not None and not pinned.any():
+        pinned = evidence.units.pinned
     moved = evidence.sessions.moved
     within = Verdict.SESSION_STICKY in findings and Verdict.PINNED not in findings
     if within:
-        moved = (evidence.pinned | linked_peers(evidence)) if evidence.linked_holds else evidence.pinned
+        moved = (pinned | linked_peers(evidence)) if evidence.linked_holds else pinned
+    owners = evidence.exclusive.any
     masks = {
         Verdict.PREDICTABLE: followed,
-        Verdict.EXCLUSIVE: evidence.alone.peers,
-        Verdict.PINNED: evidence.pinned & ~moved,
+        Verdict.EXCLUSIVE: np.zeros_like(followed) if owners is None else owners,
+        Verdict.PINNED: pinned & ~moved,
         Verdict.DESTINATION_LINKED: evidence.linked,
         Verdict.SESSION_STICKY: moved,
     }
     return {verdict: mask for verdict, mask in masks.items() if verdict in findings}
+
+
+def _standing_out(evidence: Evidence, findings: tuple[Verdict, ...]) -> dict[Verdict, int]:
+    """Peers that show a leak of which the relay is not accused."""
+    shown = {Verdict.PINNED: evidence.pinned, Verdict.DESTINATION_LINKED: evidence.linked}
+    if any(verdict in LEAKS for verdict in findings) or Verdict.SESSION_STICKY in findings:
+        return {}
+    return {verdict: int(np.count_nonzero(mask)) for verdict, mask in shown.items() if mask.any()}
+
+
+def _flow_class(evidence: Evidence) -> str | None:
+    """The class of flows that leaks, where others do not."""
+    keeps = [one.flow_class.name.lower() for one in evidence.classes if one.keeps]
+    return keeps[0] if len(keeps) == 1 and len(evidence.classes) > 1 else None
+
+
+def _untranslated(observation: Observation) -> dict[str, tuple[int, int]]:
+    """Flows that left as they came, and how many peers sent them."""
+    found = {}
+    for name, counts in (
+        ("global", observation.untranslated_global),
+        ("private", observation.untranslated_private),
+        ("untracked", observation.untracked),
+    ):
+        if counts is not None and np.asarray(counts).any():
+            column = np.asarray(counts)
+            found[name] = int(column.sum(dtype=np.int64)), int(np.count_nonzero(column))
+    return found
+
+
+def _seconds_to_go(observation: Observation, bounds: Bounds) -> float | None:
+    """Until the evidence is enough for `unlinkable`, were it to grow as it did so far."""
+    if observation.seconds is None or bounds.growth is None:
+        return None
+    return observation.seconds * (bounds.growth - 1)
 
 
 def _peer_columns(
@@ -124,9 +183,12 @@ def _peer_columns(
         codes[columns.peer_flows > 0] = VERDICTS.index(Verdict.SINGLE_EXIT)
     elif findings[0] is not Verdict.UNKNOWN:
         codes[columns.judged] = VERDICTS.index(Verdict.UNLINKABLE)
+    standing = _standing_out(evidence, findings)
+    shown = {Verdict.PINNED: evidence.pinned, Verdict.DESTINATION_LINKED: evidence.linked}
     for verdict in reversed(VERDICTS):
-        if verdict in masks:
-            codes[masks[verdict]] = VERDICTS.index(verdict)
+        mask = masks.get(verdict, shown[verdict] if verdict in standing else None)
+        if mask is not None:
+            codes[mask] = VERDICTS.index(verdict)
     exits = _busiest(columns)
     return PeerColumns(
         verdict=codes,
@@ -174,16 +236,45 @@ def _leaking_share(evidence: Evidence, findings: tuple[Verdict, ...], leaking: M
     return min(share, 1.0)
 
 
-def _leak_bits(evidence: Evidence, findings: tuple[Verdict, ...]) -> float:
-    """log2(mean C / c0), at most log2 N; for a leak to single sites, as such a site sees it."""
-    if evidence.columns.exits_used <= 1:
-        return 0.0
-    contrasts = [evidence.any]
-    if Verdict.DESTINATION_LINKED in findings:
-        contrasts.append(evidence.same_destination)
-    ratios = [one.observed / one.chance for one in contrasts if one.peers and one.chance > 0]
-    best = float(np.log2(max([1.0, *ratios])))
-    return min(best, float(np.log2(float(max(evidence.columns.pool_size, 1)))))
+def _leak_bits(evidence: Evidence, findings: tuple[Verdict, ...], masks: dict[Verdict, Mask]) -> float:
+    """What one exit tells about the next of the same peer; for a leak to sites, as one of them sees it.
+
+    Averaged over the peers; what identifies a peer by itself (an exit, a pool, a prefix of its own) tells
+    which of the persons it is. Agreement that may be chance tells nothing.
+    """
+    columns = evidence.columns
+    persons = max(int(np.count_nonzero(columns.peer_flows)), 1)
+    most = float(np.log2(persons)) if persons > 1 else 0.0
+    told = 0.0
+    if columns.exits_used > 1 and not {Verdict.UNLINKABLE, Verdict.SINGLE_EXIT} & set(findings):
+        share = 0.0
+        if evidence.any.log_p <= LOG_LEVEL or evidence.pinned.any():
+            share = evidence.any.kappa or 0.0
+        if Verdict.DESTINATION_LINKED in findings:
+            share = max(share, evidence.same_destination.kappa or 0.0)
+        for one in evidence.explanations:
+            if one.holds(LOG_LEVEL):
+                share = max(share, one.excess)
+        told = _within_groups(evidence, share)
+        if evidence.units is not None and Verdict.PINNED in findings:
+            units = evidence.units
+            share = units.contrast.kappa or 0.0
+            told = max(told, mutual_information(share, np.full(units.units, 1 / units.units)))
+    if Verdict.EXCLUSIVE in masks:
+        told = max(told, most * float(np.count_nonzero(masks[Verdict.EXCLUSIVE])) / persons)
+    return min(told, most)
+
+
+def _within_groups(evidence: Evidence, share: float) -> float:
+    """The information within each group of exits, averaged by the flows that each carries."""
+    columns, population = evidence.columns, evidence.population
+    weights = columns.over_groups(columns.cell_flows)
+    total = float(weights.sum())
+    used = np.flatnonzero(weights)
+    return sum(
+        float(weights[group]) / total * mutual_information(share, population.smooth[columns.group == group])
+        for group in used
+    )
 
 
 def _pools(

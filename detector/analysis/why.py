@@ -4,13 +4,48 @@
 from __future__ import annotations
 
 from detector.analysis.report import FamilyReport
-from detector.base.verdicts import MORE_FLOWS, REASON_WORDS, Verdict
+from detector.base.verdicts import EXCLUSIVE_WORDS, MORE_FLOWS, REASON_WORDS, Reason, Verdict, plain
 from detector.predictors import meaning
 
 
 def because(report: FamilyReport) -> str:
     """The paragraph that belongs to a report's verdict."""
-    return _WORDS[report.verdict](report)
+    return _WORDS[report.verdict](report) + _standing_out(report) + _untranslated(report)
+
+
+def beside_it(report: FamilyReport) -> str:
+    """The sentence on a family that is too small to decide for the relay."""
+    return (
+        f"Beside it, {report.family.value} carried {report.flows:,} flows of {report.peers:,} peers, too "
+        f"little to decide for the relay: {plain(report.verdict.value)}."
+    )
+
+
+def _standing_out(report: FamilyReport) -> str:
+    """Peers of whom the verdict is not true."""
+    said = [f"{count:,} {plain(verdict.value)}" for verdict, count in report.stand_out.items() if count]
+    if not said:
+        return ""
+    return (
+        f" Peers stand out all the same: {', '.join(said)}. They are too few for a word about the relay, and "
+        " nothing harmless is said of them."
+    )
+
+
+def _untranslated(report: FamilyReport) -> str:
+    """Flows that no rule translates, where the verdict is about something else."""
+    if report.verdict is Verdict.EXCLUSIVE and "global" in report.untranslated:
+        return ""
+    how = {
+        "global": "with their own global address",
+        "private": "with a private address",
+        "untracked": "past connection tracking",
+    }
+    said = [
+        f"{flows:,} flows of {peers:,} peers left the relay untranslated, {how[kind]}"
+        for kind, (flows, peers) in report.untranslated.items()
+    ]
+    return f" {'; '.join(said)}." if said else ""
 
 
 def _predictable(report: FamilyReport) -> str:
@@ -30,13 +65,13 @@ def _predictable(report: FamilyReport) -> str:
 
 def _exclusive(report: FamilyReport) -> str:
     count = report.peers_flagged.get(Verdict.EXCLUSIVE, 0)
+    kinds = "; ".join(
+        f"{number:,} {EXCLUSIVE_WORDS[kind]}" for kind, number in report.exclusive_kinds.items()
+    )
     return (
-        f"{count:,} of {report.judged:,} judged peers are alone on an exit that they keep, more than "
-        "chance leaves "
-        f"alone on {report.pool_size:,} exits, or the rules say so. For them the exit address is the "
-        "identity: any "
-        "site recognises them at each visit, and one look at who they are names all the rest. A pool that "
-        "peers share would change the verdict."
+        f"{count:,} of {report.peers:,} peers have something of the exits to themselves: {kinds}. For them "
+        "the exit address is the identity: any site recognises them at each visit, and one look at who they "
+        "are names all the rest. A pool that peers share would change the verdict."
     )
 
 
@@ -47,11 +82,22 @@ def _pinned(report: FamilyReport) -> str:
         "of cases; "
         f"independent exits would give {_share(any_.chance)} ({any_.peers:,} peers, {any_.trials:,} "
         "pairs). "
-        f"{report.peers_flagged.get(Verdict.PINNED, 0):,} peers stand out each by itself. {_part(report)}"
+        f"{report.peers_flagged.get(Verdict.PINNED, 0):,} peers stand out each by itself. "
+        f"{_where(report)}{_part(report)}"
         "Any site, and anybody who compares sites, can link the visits of a peer on this relay; no "
         "function that we "
         "know links them to other relays. A new draw for each session or flow would change the verdict."
     )
+
+
+def _where(report: FamilyReport) -> str:
+    """In which flows, and in what unit, where it is not all flows and the address."""
+    text = ""
+    if report.flow_class is not None:
+        text += f"It is the flows of one class, {report.flow_class}, that keep their exit. "
+    if report.prefix is not None:
+        text += f"What a peer keeps is not an address but a prefix of {report.prefix} bits. "
+    return text
 
 
 def _destination_linked(report: FamilyReport) -> str:
@@ -78,8 +124,9 @@ def _session_sticky(report: FamilyReport) -> str:
 
 
 def _single_exit(report: FamilyReport) -> str:
+    how = "by one exit" if report.exits == 1 else "by the exit that everybody had at the time"
     return (
-        f"All {report.flows:,} flows of {report.peers:,} peers left by one exit. It is the same for "
+        f"All {report.flows:,} flows of {report.peers:,} peers left {how}. It is the same for "
         "everybody, so it "
         "says nothing about who a peer is. A second exit would change the verdict, or at least ask "
         "the question anew."
@@ -94,10 +141,11 @@ def _unlinkable(report: FamilyReport) -> str:
         f"(chance {_share(any_.chance)}, {any_.peers:,} peers) and in {_share(again.observed)} to the "
         "same one "
         f"(chance {_share(again.chance)}, {again.peers:,} peers); no predictor explains more than "
-        "chance does. This is "
-        "enough evidence to have shown a leak of a quarter of the peers or more, so the exit address does "
-        "not say who the peer is. "
+        f"chance does. A leak of more than {_share(report.largest_missed)} of the peers would have shown, so "
+        "the exit address does not say who the peer is. "
     )
+    if report.exits_drift:
+        text += "Everybody's exits change with time, which tells nobody apart. "
     port = report.contrasts["same_port"]
     if port.kappa is not None and port.kappa > 0.25 and port.peers >= 3:
         text += (
@@ -117,7 +165,14 @@ def _unknown(report: FamilyReport) -> str:
     )
     if report.suspected:
         named = ", ".join(finding.value for finding in report.suspected)
-        text += f"What did get through points to: {named}. "
+        text += f"What was seen points to: {named}. "
+    wanting = {Reason.SMALL_SAMPLE, Reason.TOO_FEW_PEERS, Reason.DESTINATIONS_NOT_REPEATED} & {
+        *report.reasons
+    }
+    if wanting and report.largest_missed < 1:
+        text += f"A leak of up to {_share(report.largest_missed)} of the peers could have been missed. "
+    if wanting and report.seconds_to_go:
+        text += f"At this rate it takes {_duration(report.seconds_to_go)} more. "
     cures = [REASON_WORDS[reason].cure for reason in report.reasons]
     return text + next((cure for cure in cures if cure != MORE_FLOWS), MORE_FLOWS)
 
@@ -132,6 +187,14 @@ _WORDS = {
     Verdict.UNLINKABLE: _unlinkable,
     Verdict.UNKNOWN: _unknown,
 }
+
+
+def _duration(seconds: float) -> str:
+    """A time for people, rounded up."""
+    for unit, length in (("days", 86400.0), ("hours", 3600.0), ("minutes", 60.0)):
+        if seconds >= 2 * length:
+            return f"about {-(-seconds // length):.0f} {unit}"
+    return "about two minutes"
 
 
 def _share(value: float) -> str:

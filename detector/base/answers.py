@@ -107,7 +107,7 @@ class ReportAnswer(TypedDict):
     families: dict[str, FamilyAnswer]
     why: str
     rules_not_understood: NotRequired[int]
-    listing: NotRequired[dict[str, object]]  # of `analyze`: how the file was read
+    listing: NotRequired[dict[str, int | bool | list[int]]]  # of `analyze`: how the file was read
 
 
 class ChangeAnswer(TypedDict):
@@ -156,6 +156,17 @@ class AdviceAnswer(TypedDict):
     runbook: str | None
 
 
+class CanaryAnswer(TypedDict):
+    """Where in its pool a canary sits: relative position, from and to; None while not settled."""
+
+    canary: str
+    family: str
+    position: list[float] | None
+    pool_size: int
+    votes: int
+    kept: float | None
+
+
 class StatusAnswer(TypedDict):
     """What the service says of itself and its relay; `status --json` adds the advice."""
 
@@ -179,7 +190,7 @@ class StatusAnswer(TypedDict):
     rules_not_understood: int
     lost: dict[str, int]
     unattributed: int
-    canaries: list[dict[str, object]]
+    canaries: list[CanaryAnswer]
 
 
 class AdvisedAnswer(StatusAnswer):
@@ -306,3 +317,94 @@ class RetentionAnswer(HeadAnswer):
     """What `retention --json` prints."""
 
     holds: list[HoldingAnswer]
+
+
+class ReplacementAnswer(TypedDict):
+    """What to write instead of a NAT rule."""
+
+    text: str
+    effect: str
+    expression: str
+    alternatives: list[list[str]]
+
+
+class RuleAnswer(TypedDict):
+    """What one source-NAT rule leaks."""
+
+    where: str
+    text: str
+    families: list[str]
+    verdict: str
+    predictor: str | None
+    severity: str
+    reach: str
+    bits: float | None
+    exits: int
+    why: str
+    remedy: ReplacementAnswer | None
+    leaks: bool
+
+
+class AuditAnswer(TypedDict):
+    """What `audit --json` prints."""
+
+    schema_version: int
+    result: Literal["clean", "leaks", "not understood"]
+    rules: list[RuleAnswer]
+
+
+class CheckAnswer(TypedDict):
+    """One thing that the service needs of a host."""
+
+    check: str
+    status: Literal["ok", "note", "fail"]
+    text: str
+    mend: str
+
+
+class DoctorAnswer(TypedDict):
+    """What `doctor --json` prints."""
+
+    schema_version: int
+    can_run: bool
+    checks: list[CheckAnswer]
+
+
+class AfterAnswer(TypedDict):
+    """What is linked after some relays."""
+
+    relays: int
+    pool: int
+    combinations: int
+    cells: int
+    distinct: float
+    deviation: float
+    bits: float
+    excess_bits: float
+    guess: float
+    blind: float
+    same_tuple: float
+
+
+class LinkageAnswer(TypedDict):
+    """What one mapping links."""
+
+    mapping: str
+    meaning: str
+    caveat: str
+    after: list[AfterAnswer]
+
+
+class SimulateAnswer(LinkageAnswer):
+    """What `simulate --json` prints."""
+
+    schema_version: int
+    pools: list[int]
+    keys: int
+    mitigation: LinkageAnswer | None
+
+
+class GoneAnswer(TypedDict):
+    """A line of `watch --json` while nobody answers; all others are of `status --json`, without advice."""
+
+    error: str

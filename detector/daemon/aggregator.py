@@ -44,6 +44,7 @@ from detector.daemon.edges import Clock, CountsSource, Link
 from detector.daemon.memory import resident_bytes
 from detector.daemon.messages import (
     AggregatorSpec,
+    Alive,
     ExitRanges,
     NewConfig,
     NewWeb,
@@ -55,6 +56,7 @@ from detector.daemon.messages import (
     ToAggregator,
     ToSensor,
 )
+from detector.daemon.notify import BEAT
 from detector.kernel.bpf import RunTime
 from detector.kernel.drain import Drained
 from detector.logs import get_logger
@@ -483,9 +485,12 @@ def _loop(aggregator: Aggregator, channel: Channel[ToAggregator, ToSensor]) -> N
     while True:
         aggregator.cycle()
         following = max(following + aggregator.about.config.interval, time.monotonic())
+        channel.post(Alive())
         while (left := following - time.monotonic()) > 0:
             posting = [channel] if channel.is_posting else []
-            readable, writable, _ = select.select([channel], posting, [], left)
+            readable, writable, _ = select.select([channel], posting, [], min(left, BEAT))
+            if not readable and not writable:
+                channel.post(Alive())
             if writable:
                 channel.flush()
             if readable:

@@ -69,7 +69,8 @@ def to_aggregator(slots: int) -> Way:
 
 def to_sensor(slots: int) -> Way:
     """What the aggregator says, for a table of so many slots."""
-    return Way({ToSensor.__name__: ToSensor}, _LEAST_BYTES + slots * _RELEASED_BYTES)
+    kinds = {one.__name__: one for one in get_args(ToSensor)}
+    return Way(kinds, _LEAST_BYTES + slots * _RELEASED_BYTES)
 
 
 def sensor_end(end: socket.socket, slots: int) -> Channel[ToSensor, ToAggregator]:

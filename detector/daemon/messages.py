@@ -137,8 +137,13 @@ class Released:
     slots: tuple[int, ...]
 
 
+@dataclass(frozen=True, slots=True)
+class Alive:
+    """The aggregator serves, and goes on."""
+
+
 ToAggregator = Peers | Rules | State | NewConfig | NewWeb | Stop
-ToSensor = Released
+ToSensor = Released | Alive
 
 
 @dataclass(frozen=True, slots=True)

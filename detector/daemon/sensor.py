@@ -30,6 +30,7 @@ from detector.daemon.codec import Malformed
 from detector.daemon.edges import Clock, Link, PeersReader, RulesReader, TableWriter
 from detector.daemon.memory import resident_bytes
 from detector.daemon.messages import (
+    Alive,
     ExitRanges,
     Member,
     NewConfig,
@@ -44,6 +45,7 @@ from detector.daemon.messages import (
     ToSensor,
     for_aggregator,
 )
+from detector.daemon.notify import BEAT, Supervisor
 from detector.daemon.slots import Changes, Slot, SlotTable
 from detector.daemon.warnings import Warnings
 from detector.daemon.writing import KernelTables
@@ -85,13 +87,16 @@ class Sensor:
     Attributes:
         slots: what stands for whom; it stays in this process.
         web: follows `web_config_file`, None where there is none.
+        supervisor: hears that both processes go on.
     """
 
     web: WebFollower | None = None
+    supervisor: Supervisor
 
     def __init__(self, config: Config, edges: Edges, channel: Link[ToSensor, ToAggregator]) -> None:
         self._config = config
         self._edges = edges
+        self.supervisor = Supervisor({}, edges.clock.monotonic())
         self._channel = channel
         self.slots = SlotTable(config.tables.peers, config.canaries.by_address())
         if config.canaries.peers:
@@ -165,6 +170,8 @@ class Sensor:
             Malformed: it says what is no message, or lets go of slots that it was not asked to.
         """
         for message in self._channel.receive(wait):
+            if isinstance(message, Alive):
+                self.supervisor.heard(self._edges.clock.monotonic())
             if isinstance(message, Released):
                 try:
                     self.slots.release(message.slots)
@@ -336,9 +343,11 @@ def main(descriptor: int) -> int:
     channel = sensor_end(socket.socket(fileno=spec.channel), config.tables.peers)
     sensor = Sensor(config, Edges(KernelTables(spec.maps, config.tables)), channel)
     sensor.web = WebFollower.of(config, spec.web)
+    sensor.supervisor = Supervisor(os.environ, time.monotonic())
     try:
         _loop(sensor, channel, hangup, Path(spec.path))
     except _Stopped:
+        sensor.supervisor.stopping()
         _log.info("stopping")
         return _end_aggregator(spec.aggregator, channel)
     except (Closed, Stalled, Malformed) as error:
@@ -353,8 +362,9 @@ def _loop(sensor: Sensor, channel: Channel[ToSensor, ToAggregator], hangup: Sigh
         sensor.step()
         following = max(following + sensor.config.interval, time.monotonic())
         while (left := following - time.monotonic()) > 0:
-            select.select([channel.fileno(), hangup.fileno()], [], [], left)
+            select.select([channel.fileno(), hangup.fileno()], [], [], min(left, BEAT))
             sensor.hear(0.0)
+            sensor.supervisor.beat(time.monotonic())
             if channel.stalled() > _HALF_PATIENCE:
                 raise Stalled("the aggregator has left half a message lying")
             if hangup.taken():

@@ -24,6 +24,7 @@ from detector.config.model import Config
 from detector.config.tls import Mark, WebConfig
 from detector.daemon import codec, privileges
 from detector.daemon.messages import AggregatorSpec, SensorSpec, SocketAccess, for_aggregator
+from detector.daemon.notify import Supervisor
 from detector.kernel.loader import Loaded, load
 from detector.logs import get_logger
 from detector.publish.http.listening import listen
@@ -138,9 +139,13 @@ def _wait_for_conntrack(spec: AggregatorSpec) -> None:
     if _CONNTRACK.exists():
         return
     _log.warning("waiting for conntrack", mend="modprobe nf_conntrack, or load a NAT rule")
+    # For systemd the service is up: nobody is to wait for `systemctl start` until somebody loads a rule.
+    supervisor = Supervisor(dict(os.environ), time.monotonic())
     with _start(spec, "detector.daemon.waiting") as answering:
         try:
             while not _CONNTRACK.exists():
+                supervisor.heard(time.monotonic())
+                supervisor.beat(time.monotonic())
                 time.sleep(_PATIENCE)
         finally:
             answering.terminate()

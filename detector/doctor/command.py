@@ -12,6 +12,7 @@ import click
 from rich.console import Console
 from rich.text import Text
 
+from detector.base.answers import SCHEMA_VERSION
 from detector.base.errors import EXIT_HOST
 from detector.config.file import load_config
 from detector.doctor import attach, kernel, model, network, software
@@ -57,7 +58,7 @@ def can_run(findings: Sequence[tuple[str, Finding]]) -> bool:
 def to_json(findings: Sequence[tuple[str, Finding]]) -> str:
     """The findings as one object."""
     checks = [{"check": name, "status": f.status, "text": f.text, "mend": f.mend} for name, f in findings]
-    return json.dumps({"can_run": can_run(findings), "checks": checks})
+    return json.dumps({"schema_version": SCHEMA_VERSION, "can_run": can_run(findings), "checks": checks})
 
 
 def show(findings: Sequence[tuple[str, Finding]], console: Console) -> None:

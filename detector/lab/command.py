@@ -119,7 +119,8 @@ class Steps:
 
     def hide(self) -> None:
         """Take the progress off the terminal, to print something else."""
-        self._progress.stop()
+        if not self._progress.disable:
+            self._progress.stop()
 
 
 @contextmanager

@@ -13,6 +13,7 @@ import click
 from rich.console import Console
 from rich.text import Text
 
+from detector.base.answers import SCHEMA_VERSION
 from detector.base.errors import EXIT_FINDING, EXIT_USAGE, ExitprintError
 from detector.nat.audit import Judgement, Severity, audit
 from detector.nat.files import read_rules_file
@@ -69,7 +70,9 @@ def to_json(judged: Sequence[Judgement], strict: bool = False) -> str:
     """The judgements as one object."""
     result = {0: "clean", EXIT_FINDING: "leaks", EXIT_USAGE: "not understood"}[status_of(judged, strict)]
     rules = [{**asdict(one), "leaks": one.leaks} for one in judged]
-    return json.dumps({"result": result, "rules": rules}, ensure_ascii=False)
+    return json.dumps(
+        {"schema_version": SCHEMA_VERSION, "result": result, "rules": rules}, ensure_ascii=False
+    )
 
 
 def show(judged: Sequence[Judgement], console: Console, strict: bool = False) -> None:

@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from detector.base.answers import SCHEMA_VERSION
 from detector.base.errors import UsageError
 from detector.base.ranges import parse_pool
 from detector.simulate.linkage import After, Linkage, linkage
@@ -99,7 +100,8 @@ def _write(path: Path, drawing: str) -> None:
 
 def _as_dict(found: Sequence[Linkage], sizes: Sequence[int], keys: int) -> dict[str, object]:
     mitigated = found[1].as_dict() if len(found) > 1 else None
-    return {"pools": list(sizes), "keys": keys, **found[0].as_dict(), "mitigation": mitigated}
+    head = {"schema_version": SCHEMA_VERSION, "pools": list(sizes), "keys": keys}
+    return {**head, **found[0].as_dict(), "mitigation": mitigated}
 
 
 def _show(found: Linkage, keys: int, console: Console) -> None:

@@ -12,7 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from detector.analysis.observation import Loss, Observation, Trials
+from detector.analysis.observation import Loss, Observation, PredictorTrials, Sandwiches, Trials
+from detector.analysis.panes import panes_of
 from detector.analysis.verdict import judge_family
 from detector.base.family import Family
 from detector.base.verdicts import VERDICTS, Verdict
@@ -63,7 +64,27 @@ def relabelled(observation: Observation, rng: np.random.Generator) -> Observatio
         predicted={
             name: new_exit.astype(np.int32)[said[peers]] for name, said in observation.predicted.items()
         },
+        class_votes=None if observation.class_votes is None else observation.class_votes[rows],
+        vote_sandwiches=reordered(observation.vote_sandwiches, peers),
+        return_sandwiches=reordered(observation.return_sandwiches, peers),
+        lone_returns=None if observation.lone_returns is None else permuted(observation.lone_returns, peers),
+        sessions=None if observation.sessions is None else observation.sessions[peers],
+        panes=None
+        if observation.panes is None
+        else replace(
+            observation.panes,
+            exits=observation.panes.exits[:, exits],
+            far_tried=observation.panes.far_tried[peers],
+            far_same=observation.panes.far_same[peers],
+        ),
     )
+
+
+def reordered(one: Sandwiches | None, order: NDArray[np.intp]) -> Sandwiches | None:
+    """The same sandwiches with the peers in another order."""
+    if one is None:
+        return None
+    return Sandwiches(one.tried[order], one.both[order], one.mine[order], one.other[order])
 
 
 @few
@@ -89,8 +110,21 @@ def test_halves_add_up(made: tuple[Traffic, Relay], seed: int) -> None:
         tried = true + part(trials.tried - trials.true)
         return Trials(tried, true, None if trials.expected is None else trials.expected / 4)
 
+    def eaten(one: Sandwiches | None) -> Sandwiches | None:
+        if one is None:
+            return None
+        both, mine, other = part(one.both), part(one.mine), part(one.other)
+        rest = part(one.tried - one.both - one.mine - one.other)
+        return Sandwiches(both + mine + other + rest, both, mine, other)
+
+    assert whole.class_votes is not None and whole.lone_returns is not None
+    by_class = part(whole.class_votes)
     half = replace(
         whole,
+        class_votes=by_class,
+        vote_sandwiches=eaten(whole.vote_sandwiches),
+        return_sandwiches=eaten(whole.return_sandwiches),
+        lone_returns=taken(whole.lone_returns),
         flows=part(whole.flows),
         votes=part(whole.votes),
         session_starts=part(whole.session_starts),
@@ -106,8 +140,20 @@ def test_halves_add_up(made: tuple[Traffic, Relay], seed: int) -> None:
             expected = trials.expected - taken.expected
         return Trials(trials.tried - taken.tried, trials.true - taken.true, expected)
 
+    def uneaten(one: Sandwiches | None, bite: Sandwiches | None) -> Sandwiches | None:
+        if one is None or bite is None:
+            return None
+        return Sandwiches(
+            one.tried - bite.tried, one.both - bite.both, one.mine - bite.mine, one.other - bite.other
+        )
+
+    assert half.lone_returns is not None
     rest = replace(
         whole,
+        class_votes=whole.class_votes - by_class,
+        vote_sandwiches=uneaten(whole.vote_sandwiches, half.vote_sandwiches),
+        return_sandwiches=uneaten(whole.return_sandwiches, half.return_sandwiches),
+        lone_returns=left(whole.lone_returns, half.lone_returns),
         flows=whole.flows - half.flows,
         votes=whole.votes - half.votes,
         session_starts=whole.session_starts - half.session_starts,
@@ -132,7 +178,7 @@ def test_an_independent_peer_hides_nobody(mapping: str, flows: int, seed: int) -
     rng = np.random.default_rng(seed)
     peers = 40
     each = np.append(np.full(peers, 24, np.intp), flows)
-    all_flows = traffic(rng, peers + 1, each, destinations=12)
+    all_flows = traffic(rng, peers + 1, each, destinations=12, sessions=3)
     made = MAPPINGS[mapping](rng, all_flows, 16)
     stranger = all_flows.peer == peers
     random_exit = rng.integers(0, 16, all_flows.peer.size)
@@ -148,6 +194,7 @@ def test_an_independent_peer_hides_nobody(mapping: str, flows: int, seed: int) -
         flows=with_it.flows[rows],
         votes=with_it.votes[rows],
         session_starts=with_it.session_starts[rows],
+        class_votes=None if with_it.class_votes is None else with_it.class_votes[rows],
     )
     before, after = judge_family(without).verdict, judge_family(with_it).verdict
     assert before in VERDICTS[:4]
@@ -180,6 +227,15 @@ def counts(draw: st.DrawFn) -> Observation:
         tried = column(peers)
         return Trials(tried, rng.binomial(tried, rng.random()).astype(np.uint32), rng.random(peers) * tried)
 
+    def sandwiches(*shape: int) -> Sandwiches:
+        kinds = rng.integers(0, top // 4 + 1, (*shape, 4)).astype(np.uint32)
+        return Sandwiches(kinds.sum(-1, dtype=np.uint32), kinds[..., 0], kinds[..., 1], kinds[..., 2])
+
+    def triples() -> tuple[NDArray[np.intp], NDArray[np.intp], NDArray[np.intp], NDArray[np.float64]]:
+        keys = rng.permutation(3 * peers * exits)[: draw(st.integers(0, 20))]
+        pane, pair = keys // max(peers * exits, 1), keys % max(peers * exits, 1)
+        return pane, pair // max(exits, 1), pair % max(exits, 1), column(keys.size).astype(np.float64)
+
     flows = column(pairs.size)
     return Observation(
         family=Family.IPV4,
@@ -202,6 +258,17 @@ def counts(draw: st.DrawFn) -> Observation:
         is_network=rng.random(peers) < 0.2,
         exclusive_map=bool(rng.random() < 0.3),
         loss=Loss(int(flows.sum())),
+        class_votes=rng.integers(0, top, (pairs.size, 4)).astype(np.uint32),
+        vote_sandwiches=sandwiches(peers, 4, 4),
+        return_sandwiches=sandwiches(peers, 4),
+        lone_returns=Trials(np.full((peers, 4), 3, np.uint32), np.full((peers, 4), 1, np.uint32)),
+        untranslated_global=column(peers) * np.uint32(rng.random() < 0.1),
+        untranslated_private=column(peers),
+        untracked=column(peers),
+        port_blocks=rng.integers(0, 2**63, peers).astype(np.uint64),
+        predictor_trials=draw(st.sampled_from([None, (PredictorTrials("modulo", "", 9, 4, 0.1, 59),)])),
+        panes=None if rng.random() < 0.5 else panes_of(*triples(), (3, peers, exits)),
+        seconds=draw(st.sampled_from([None, 10.0, 1e5])),
     )
 
 

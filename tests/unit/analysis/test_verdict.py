@@ -14,7 +14,7 @@ from detector.analysis.observation import Loss, Observation, Trials
 from detector.analysis.report import FamilyReport
 from detector.analysis.verdict import judge, judge_family
 from detector.base.family import Family
-from detector.base.verdicts import VERDICTS, Reason, Verdict
+from detector.base.verdicts import LEAKS, VERDICTS, ExclusiveKind, Reason, Verdict
 from tools.simulated_relays import MAPPINGS, Chooser, beside, observe, partly, relay, skewed, traffic
 
 # As in docs/leak-modes.md §3, 16 exits and 90 peers; source ports are fresh where no number of them is given.
@@ -26,7 +26,7 @@ SIGNATURES = [
     ("jhash", 0, Verdict.PINNED, None),
     ("jhash-seeded", 0, Verdict.PREDICTABLE, "seeded_jhash"),
     ("jhash-src-dst", 0, Verdict.DESTINATION_LINKED, None),
-    ("jhash-src-port", 6, Verdict.UNLINKABLE, None),
+    ("jhash-src-port", 24, Verdict.UNLINKABLE, None),
     ("random", 0, Verdict.UNLINKABLE, None),
     ("numgen-inc", 0, Verdict.UNLINKABLE, None),
     ("masquerade", 0, Verdict.SINGLE_EXIT, None),
@@ -78,11 +78,14 @@ def test_a_few_dedicated_exits_are_exclusive() -> None:
     flows = traffic(rng, 100, 24, 12)
     shared = MAPPINGS["jhash"](rng, flows, 20)
     own = np.where(flows.peer < 6, 20 + flows.peer, shared.exit)
-    report = judge_family(observe(flows, replace(shared, pool_size=26, exit=own)))
+    observation = observe(flows, replace(shared, pool_size=26, exit=own))
+    pool = np.r_[np.zeros(20), np.arange(1, 7)].astype(np.int32)
+    report = judge_family(replace(observation, pool=pool, pool_sizes=(20, 1, 1, 1, 1, 1, 1)))
     assert Verdict.EXCLUSIVE in report.findings
     assert report.columns is not None
     assert (report.columns.verdict[:6] == VERDICTS.index(Verdict.EXCLUSIVE)).all()
-    assert report.peers_flagged[Verdict.EXCLUSIVE] <= 8  # one of the others may be alone by chance
+    assert report.peers_flagged[Verdict.EXCLUSIVE] == 6
+    assert report.exclusive_kinds == {ExclusiveKind.POOL: 6}
 
 
 def test_five_peers_with_three_votes_are_enough() -> None:
@@ -102,15 +105,20 @@ def test_two_votes_a_peer_are_unknown(peers: int) -> None:
     assert report.reasons == (Reason.TOO_FEW_VOTES,)
 
 
-def test_lost_flows_make_it_unknown() -> None:
-    """Below the coverage floor no verdict is given, good or bad; what got through is told as suspected."""
-    for mapping in ("persistent", "random"):
-        observation = simulated(mapping)
+def test_lost_flows_take_harmless_verdicts_away() -> None:
+    """Below the coverage floor no harmless verdict is given; a leak that was shown stands."""
+    for mapping in ("persistent", "jhash", "random", "session", "masquerade"):
+        observation = simulated(mapping, flows=30)
+        whole = judge_family(observation)
         for loss in (Loss(100, lost=20), Loss(100, unattributed=20)):
             report = judge_family(replace(observation, loss=loss))
-            assert report.verdict is Verdict.UNKNOWN
             assert report.coverage == pytest.approx(100 / 120)
-            assert (Verdict.PREDICTABLE in report.suspected) == (mapping == "persistent")
+            if whole.verdict in LEAKS:
+                assert report.verdict is whole.verdict
+            else:
+                assert (report.verdict, report.reasons[0]) == (Verdict.UNKNOWN, Reason.COVERAGE)
+            enough = judge_family(replace(observation, loss=Loss(95, lost=5)))
+            assert enough.verdict is whole.verdict
 
 
 def test_what_is_not_watched_is_unknown() -> None:
@@ -164,7 +172,7 @@ def test_a_leak_of_one_pool_is_found_among_pools() -> None:
 def test_many_small_pools() -> None:
     """With more pools than are told apart, the leak is found still, and each pool has its own peers."""
     rng = np.random.default_rng(3)
-    made = [relay(rng, MAPPINGS["jhash"], 4, traffic(rng, 10, 24, 12)) for _ in range(20)]
+    made = [relay(rng, MAPPINGS["jhash"], 4, traffic(rng, 10, 24, 12, sessions=3)) for _ in range(20)]
     report = judge_family(functools.reduce(beside, made))
     assert report.verdict is Verdict.PINNED
     assert [pool.peers for pool in report.pools] == [10] * 20
@@ -173,7 +181,7 @@ def test_many_small_pools() -> None:
 def test_quiet_peers_of_a_pinned_relay_add_no_finding() -> None:
     """Peers that visit one site only, beside pinned ones, do not make destinations look linked as well."""
     rng = np.random.default_rng(3)
-    busy = traffic(rng, 60, 40, 12)
+    busy = traffic(rng, 60, 40, 12, sessions=3)
     one_site = (busy.peer >= 30) & (np.arange(busy.peer.size) > 60)
     flows = replace(busy, destination=np.where(one_site, 10**6, busy.destination))
     assert judge_family(relay(rng, MAPPINGS["jhash"], 16, flows)).findings == (Verdict.PINNED,)
@@ -226,7 +234,7 @@ def test_the_worst_family_decides() -> None:
     """The relay's verdict is the worst; unknown outweighs harmless where flows were seen, and only there."""
     good, bad = simulated("random"), replace(simulated("jhash"), family=Family.IPV6)
     idle = replace(simulated("random", peers=3, flows=0), family=Family.IPV6, loss=Loss())
-    few = replace(simulated("random", peers=3, flows=2), family=Family.IPV6)
+    few = replace(simulated("random", peers=5, flows=6), family=Family.IPV6)
     assert judge([good, bad]).verdict is Verdict.PINNED
     assert judge([good, idle]).verdict is Verdict.UNLINKABLE
     assert judge([good, few]).verdict is Verdict.UNKNOWN

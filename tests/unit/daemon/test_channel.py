@@ -17,7 +17,7 @@ from detector.base.family import Family
 from detector.daemon import channel as room
 from detector.daemon.channel import Closed, Stalled, TooLong, aggregator_end, sensor_end
 from detector.daemon.codec import Malformed
-from detector.daemon.messages import Member, Peers, Released, State, Stop, ToAggregator
+from detector.daemon.messages import Member, Peers, Released, State, Stop, ToAggregator, ToSensor
 
 SLOTS = 4096
 STATE = State("", True, 0, 0, {}, 0, 0)
@@ -121,7 +121,7 @@ def test_two_ends_that_both_say_much_do_not_wait_for_each_other(ends: Ends) -> N
     while not heard:
         heard += other.receive(10.0)
     sender.join(10)
-    back: list[Released] = []
+    back: list[ToSensor] = []
     while not back:
         other.flush()
         back += one.receive(0.1)

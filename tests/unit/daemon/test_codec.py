@@ -19,6 +19,7 @@ from detector.daemon import messages
 from detector.daemon.codec import Malformed, convert, decode, encode
 from detector.daemon.messages import (
     AggregatorSpec,
+    Alive,
     ExitRanges,
     Member,
     NewConfig,
@@ -45,6 +46,7 @@ EXAMPLES: list[object] = [
     NewWeb(WEB),
     Stop(),
     Released((4, 5)),
+    Alive(),
     SensorSpec(CONFIG, {"peers": 3}, 4, 99, "/etc/x", {"/etc/web.yml": (1, 2, 3)}),
     AggregatorSpec(
         CONFIG, {"pairs": 3}, 4, 5, None, SocketAccess(0, None, 0o600), WEB, "exitprint", "kprobe"
@@ -61,7 +63,7 @@ def test_a_message_arrives_as_it_was(message: object) -> None:
 def test_every_kind_has_an_example() -> None:
     """A kind that is added is tried here."""
     tried = {type(one) for one in EXAMPLES}
-    assert {*get_args(messages.ToAggregator), messages.ToSensor} <= tried
+    assert {*get_args(messages.ToAggregator), *get_args(messages.ToSensor)} <= tried
 
 
 def mutations(told: Any) -> list[Any]:

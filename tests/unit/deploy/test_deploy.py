@@ -86,7 +86,7 @@ def test_systemd_accepts_the_unit(tmp_path: Path) -> None:
     """Systemd finds nothing to complain about in the unit, once its command exists."""
     unit = tmp_path / "exitprint.service"
     text = (DEPLOY / "systemd" / "exitprint.service").read_text()
-    unit.write_text(text.replace("/opt/exitprint/bin/exitprint", "/bin/true"))
+    unit.write_text(text.replace("/usr/bin/exitprint", "/bin/true"))
     done = subprocess.run(
         ["systemd-analyze", "verify", "--man=no", str(unit)], check=False, capture_output=True, text=True
     )
