@@ -109,7 +109,7 @@ def of_evidence(observations: Sequence[Observation], beyond: Collection[str]) ->
         beyond: what the pools are called that the flows show and the rules do not have.
     """
     for observation in observations:
-        for trials in observation.predictor_trials:
+        for trials in observation.predictor_trials or ():
             if trials.rule in beyond and trials.flagged is not None:
                 yield Remark(
                     "rules_do_not_fit",

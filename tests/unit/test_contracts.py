@@ -21,7 +21,7 @@ BROKEN = [
     ("sensor", "detector/nat/mapping.py", "detector.analysis.report"),
     ("aggregator", "detector/publish/metrics.py", "detector.wireguard.model"),
     ("pure", "detector/analysis/report.py", "socket"),
-    ("listing", "detector/conntrack/lines.py", "detector.publish.metrics"),
+    ("listing", "detector/conntrack/reader.py", "detector.publish.metrics"),
     ("base", "detector/base/flows.py", "numpy"),
 ]
 

@@ -426,7 +426,7 @@ def test_a_class_of_flows_into_a_private_network_is_no_exit() -> None:
 def test_predictors_are_tried_by_rule() -> None:
     """One trial a person for each predictor; whose exit it names is told only where it holds."""
     observation = counted([text([event(flow) for flow in flows(peers=40, persistent=True)])])[0]
-    by_name = {one.predictor: one for one in observation.predictor_trials}
+    by_name = {one.predictor: one for one in observation.predictor_trials or ()}
     held = by_name["kernel_persistent"]
     assert (held.tried, held.hit) == (40, 40)
     assert held.flagged is not None
