@@ -64,6 +64,13 @@ class PoolAnswer(TypedDict):
     peers_by_verdict: dict[str, int]
 
 
+class UntranslatedAnswer(TypedDict):
+    """Flows that left with the address that they came with, and the peers that sent them."""
+
+    flows: int
+    peers: int
+
+
 class FamilyAnswer(TypedDict):
     """The judgement on one address family."""
 
@@ -88,6 +95,14 @@ class FamilyAnswer(TypedDict):
     anonymity_set: AnonymityAnswer
     leak_bits: float
     pools: list[PoolAnswer]
+    largest_missed: float | None  # share of the peers that could leak unseen
+    seconds_to_go: int | None  # until the evidence would be enough, at the rate so far
+    stand_out: dict[str, int]  # per leak, peers that show it and are too few for a word about the relay
+    exclusive_by_kind: dict[str, int]
+    flow_class: str | None  # the class of flows that leaks, where it is not all of them
+    prefix: int | None  # length of the prefix that peers keep to, where it is not the address
+    untranslated: dict[str, UntranslatedAnswer]
+    exits_drift: bool  # everybody's exits change with time
 
 
 class JudgedAnswer(FamilyAnswer):
@@ -95,6 +110,32 @@ class JudgedAnswer(FamilyAnswer):
 
     since: str | None
     rules_at_fault: list[str]
+
+
+class RemarkAnswer(TypedDict):
+    """What a person has to know of a listing beside its verdict."""
+
+    kind: str
+    text: str
+
+
+class ListingAnswer(TypedDict):
+    """How `analyze` read its files, and what became of the lines and flows."""
+
+    form: str
+    lines: int
+    flows: int
+    translated: int
+    with_time: int
+    other_events: int
+    garbage: int
+    garbage_lines: list[int]
+    events_lost: bool
+    strangers: int
+    inside: int
+    pools_guessed: bool
+    families_guessed: list[str]
+    warnings: list[RemarkAnswer]
 
 
 class ReportAnswer(TypedDict):
@@ -107,7 +148,7 @@ class ReportAnswer(TypedDict):
     families: dict[str, FamilyAnswer]
     why: str
     rules_not_understood: NotRequired[int]
-    listing: NotRequired[dict[str, int | bool | list[int]]]  # of `analyze`: how the file was read
+    listing: NotRequired[ListingAnswer]  # of `analyze`
 
 
 class ChangeAnswer(TypedDict):
