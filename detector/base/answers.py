@@ -367,10 +367,15 @@ class ReplacementAnswer(TypedDict):
     effect: str
     expression: str
     alternatives: list[list[str]]
+    language: str
+    replaces: list[str]
+    how: str
+    commands: str
+    iptables: str
 
 
 class RuleAnswer(TypedDict):
-    """What one source-NAT rule leaks."""
+    """What one source-NAT rule leaks, or `count` of them that leak alike, from `where` to `last`."""
 
     where: str
     text: str
@@ -384,13 +389,21 @@ class RuleAnswer(TypedDict):
     why: str
     remedy: ReplacementAnswer | None
     leaks: bool
+    form: str
+    comment: str
+    note: str
+    count: int
+    last: NotRequired[str]
+    remedy_at: NotRequired[str]  # the `where` that has the remedy, which is for this rule too
 
 
 class AuditAnswer(TypedDict):
     """What `audit --json` prints."""
 
     schema_version: int
-    result: Literal["clean", "leaks", "not understood"]
+    result: Literal["clean", "leaks", "not understood", "no source NAT"]
+    source: str
+    families: list[str]
     rules: list[RuleAnswer]
 
 

@@ -25,10 +25,12 @@ class _Part:
 
     def goes_with(self, other: _Part) -> bool:
         """Whether the two differ only in the draw and the exit."""
-        return (self.others, self.rule.flags, self.rule.families) == (
+        mine, its = self.rule, other.rule
+        return (self.others, mine.flags, mine.families, mine.base) == (
             other.others,
-            other.rule.flags,
-            other.rule.families,
+            its.flags,
+            its.families,
+            its.base,
         )
 
 
@@ -96,14 +98,24 @@ def _joined(parts: Sequence[_Part]) -> NatRule | None:
     inherited = sum(one.chooser is None for one in first.matches[: first.inherited])
     if mapping is None:
         return None
-    return replace(first, text=text, matches=parts[0].others, mapping=mapping, inherited=inherited)
+    same = len({part.rule.ports for part in parts}) == 1
+    return replace(
+        first,
+        text=text,
+        matches=parts[0].others,
+        mapping=mapping,
+        inherited=inherited,
+        ports=first.ports if same else "",
+        comment=" / ".join(dict.fromkeys(part.rule.comment for part in parts if part.rule.comment)),
+        parts=tuple(part.rule for part in parts),
+    )
 
 
 def _ladder(parts: Sequence[_Part], chooser: Chooser) -> Chosen | None:
     """Each rule draws for itself, and the last takes the rest; shares are taken as equal."""
     if parts[-1].draw is not None:
         return None
-    slots = tuple(Slot(number, number, part.exits) for number, part in enumerate(parts))
+    slots = tuple(Slot(number, number, part.exits, part.rule.ports) for number, part in enumerate(parts))
     return Chosen(replace(chooser, modulus=len(parts), offset=0), slots)
 
 
@@ -115,7 +127,7 @@ def _cases(parts: Sequence[_Part], chooser: Chooser) -> Chosen | None:
             first, _, last = value.partition("-")
             if not (first.isdigit() and (last or first).isdigit()):
                 return None
-            slots.append(Slot(int(first), int(last or first), part.exits))
+            slots.append(Slot(int(first), int(last or first), part.exits, part.rule.ports))
     slots.sort(key=lambda slot: slot.first)
     if parts[-1].draw is None:
         slots = _filled(slots, chooser, parts[-1].exits)

@@ -12,29 +12,46 @@ from __future__ import annotations
 
 import os
 import shutil
-import subprocess
+import time
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
 from detector.base.errors import HostError, NotYet, UsageError
 from detector.base.family import Family
-from detector.nat.iptables import nat_families, read_iptables_save
-from detector.nat.model import NotUnderstood, RuleSet, Where, rule_set
-from detector.nat.nftables import needs_outline, read_nft_json
+from detector.nat.bounded import run_bounded
+from detector.nat.iptables import iptables_listing, nat_families
+from detector.nat.model import Base, NotUnderstood, RuleSet, Where
+from detector.nat.nftables import NamedSet, NftListing, needed_sets, needs_outline, nft_listing
+from detector.nat.walk import Branch, Entry, Hooked, Unclear, walked
 
 TIMEOUT = 10.0
 """Seconds that a tool may take; 20,000 elements take nft under one."""
+
+SET_TIMEOUT = 3.0
+"""Seconds for the elements of one set."""
+
+MAX_OUTPUT = 64 << 20
+"""Bytes that nft or iptables-save may print; 20,000 rules are about 10 MB."""
+
+MAX_SET = 8 << 20
+"""Bytes of one set: about 150,000 elements."""
+
+LegacySaves = Callable[[Family, float], str]
+"""What ``iptables-legacy-save`` prints of a family within so many seconds; raises HostError."""
 
 _SEARCH = f"{os.environ.get('PATH', '')}:/usr/local/sbin:/usr/sbin:/sbin"
 _TOOLS = {Family.IPV4: "iptables", Family.IPV6: "ip6tables"}
 _WORDS = {Family.IPV4: "ip", Family.IPV6: "ip6"}
 
 
-def read_live(timeout: float = TIMEOUT) -> RuleSet:
+def read_live(timeout: float = TIMEOUT, legacy_saves: LegacySaves | None = None) -> RuleSet:
     """The source-NAT rules of this thread's network namespace.
 
     Args:
         timeout: seconds that each tool may take.
+        legacy_saves: asks a helper that may open raw sockets for what ``iptables-legacy-save`` prints of a
+            family; None: run it here.
 
     Raises:
         HostError: no tool is here, or one fails; the hint says what to do.
@@ -46,13 +63,13 @@ def read_live(timeout: float = TIMEOUT) -> RuleSet:
     saved = [
         _save(family, timeout)
         for family in Family
-        if nft is None or any(one.compat for one in nft.not_understood)
+        if nft is None or any(_is_compat(entry) for one in nft.hooked for entry in _entries(one))
     ]
-    legacy = [_legacy(family, timeout) for family in Family if _has_legacy_nat(family)]
+    legacy = [_legacy(family, timeout, legacy_saves) for family in Family if has_legacy_nat(family)]
     return merged(nft, [text for text in saved if text], legacy)
 
 
-def merged(nft: RuleSet | None, saved: list[str], legacy: list[str | NotUnderstood]) -> RuleSet:
+def merged(nft: NftListing | None, saved: list[str], legacy: list[str | NotUnderstood]) -> RuleSet:
     """One rule set of what the tools say.
 
     A table that iptables-nft wrote is read from its own tool, because nft shows its rules only in part; every
@@ -63,44 +80,44 @@ def merged(nft: RuleSet | None, saved: list[str], legacy: list[str | NotUndersto
         saved: what iptables-nft-save and ip6tables-nft-save print.
         legacy: what iptables-legacy-save and ip6tables-legacy-save print, or why it cannot be read.
     """
-    text = "\n".join(saved)
-    shown = nat_families(text) if nft is None else nat_families(text) & _compat_families(nft)
-    rules = [] if nft is None else [rule for rule in nft.rules if not _is_shown(rule.where, shown)]
-    unread = (
-        []
-        if nft is None
-        else [_hopeless(one) for one in nft.not_understood if not _is_shown(one.where, shown)]
-    )
-    for one in saved:
-        if nat_families(one) & shown:
-            more = read_iptables_save(one)
-            rules += more.rules
-            unread += more.not_understood
-    for piece in legacy:
-        if isinstance(piece, NotUnderstood):
-            unread.append(piece)
-        elif nat_families(piece):
-            more = read_iptables_save(piece)
-            rules += more.rules
-            unread += more.not_understood
-    return rule_set(rules, unread)
+    families = nat_families("\n".join(saved)) if saved else frozenset[Family]()
+    shown = families if nft is None else families & {one for one in Family if _WORDS[one] in nft.compat}
+    hooked = [] if nft is None else [_for_nft(one) for one in nft.hooked if not _is_shown(one.base, shown)]
+    unread = [] if nft is None else list(nft.unread)
+    marks = [] if nft is None else [nft.marks]
+    texts = [one for one in saved if nat_families(one) & shown]
+    texts += (one for one in legacy if isinstance(one, str) and "*" in one)
+    for text in texts:
+        listing = iptables_listing(text)
+        hooked += listing.hooked
+        unread += listing.unread
+        marks.append(listing.marks)
+    unread += (one for one in legacy if isinstance(one, NotUnderstood))
+    return walked(hooked, unread, "".join(marks))
 
 
-def _compat_families(nft: RuleSet) -> frozenset[Family]:
-    """The families whose table ``nat`` holds rules of iptables-nft."""
-    named = {one.where.family for one in nft.not_understood if one.compat and one.where.table == "nat"}
-    return frozenset(family for family, word in _WORDS.items() if word in named)
+def _entries(hooked: Hooked) -> Iterator[Entry]:
+    return (entry for rules in hooked.chains.values() for entry in rules)
 
 
-def _is_shown(where: Where, shown: frozenset[Family]) -> bool:
-    return where.table == "nat" and where.family in {_WORDS[family] for family in shown}
+def _is_compat(entry: Entry) -> bool:
+    return any(isinstance(one.action, Unclear) and one.action.compat for one in entry.branches)
 
 
-def _hopeless(one: NotUnderstood) -> NotUnderstood:
-    """iptables-save was asked and does not show this rule either."""
-    if not one.compat:
-        return one
-    return replace(one, reason="it was written by iptables-nft, and no iptables-save shows its table")
+def _is_shown(base: Base, shown: frozenset[Family]) -> bool:
+    return base.table == "nat" and base.family in {_WORDS[family] for family in shown}
+
+
+def _for_nft(hooked: Hooked) -> Hooked:
+    """iptables-save was asked and does not show these rules of iptables-nft either."""
+    if not any(_is_compat(entry) for entry in _entries(hooked)):
+        return hooked
+    reason = "it was written by iptables-nft, and no iptables-save shows its table"
+    chains = {
+        name: [replace(one, branches=(Branch(Unclear(reason)),)) if _is_compat(one) else one for one in rules]
+        for name, rules in hooked.chains.items()
+    }
+    return replace(hooked, chains=chains)
 
 
 def _tool(name: str, variant: str) -> str | None:
@@ -116,17 +133,39 @@ def _tool(name: str, variant: str) -> str | None:
     return plain if is_nft == (variant == "nft") else None
 
 
-def _nft(timeout: float) -> RuleSet | None:
+def _nft(timeout: float) -> NftListing | None:
+    """What nft lists: first without elements, then only the sets that rules on the way to source NAT name."""
     tool = shutil.which("nft", path=_SEARCH)
     if tool is None:
         return None
-    listing = _run([tool, "-j", "list", "ruleset"], timeout)
+    end = time.monotonic() + timeout
+    listing = _run([tool, "-j", "-t", "list", "ruleset"], timeout)
     outline = _run([tool, "-t", "list", "ruleset"], timeout) if needs_outline(listing) else ""
+    texts, large = [listing], list[NamedSet]()
+    room = MAX_OUTPUT
     try:
-        return read_nft_json(listing, outline)
+        for kind, name in needed_sets(listing):
+            text = _elements(tool, kind, name, end, room)
+            if text is None:
+                large.append(name)
+            else:
+                room -= len(text)
+                texts.append(text)
+        return nft_listing(texts, outline, live=True, large=large)
     except UsageError as error:
         hint = "nft 1.0.6 may fail on tables with flags: remove the flags of the table"
         raise HostError(f"what nft lists cannot be read: {error.what}", hint) from error
+
+
+def _elements(tool: str, kind: str, name: NamedSet, end: float, room: int) -> str | None:
+    """What nft lists of one set; None where it is too large, slow or gone."""
+    left = min(end - time.monotonic(), SET_TIMEOUT)
+    if left <= 0 or room <= 0:
+        return None
+    try:
+        return _run([tool, "-j", "list", kind, *name], left, min(room, MAX_SET))
+    except HostError:
+        return None
 
 
 def _save(family: Family, timeout: float) -> str:
@@ -134,7 +173,7 @@ def _save(family: Family, timeout: float) -> str:
     return _run([tool], timeout) if tool else ""
 
 
-def _has_legacy_nat(family: Family) -> bool:
+def has_legacy_nat(family: Family) -> bool:
     """Whether the kernel has a table ``nat`` of iptables-legacy in this thread's namespace, or may."""
     names = Path(f"/proc/thread-self/net/{_WORDS[family]}_tables_names")
     try:
@@ -156,45 +195,58 @@ def _has_module(name: str) -> bool:
         return True
 
 
-def _legacy(family: Family, timeout: float) -> str | NotUnderstood:
+def _legacy(family: Family, timeout: float, saves: LegacySaves | None) -> str | NotUnderstood:
     """What iptables-legacy-save prints, or the doubt that it cannot."""
-    tool = _tool(_TOOLS[family], "legacy")
-    reason = f"there is a table of {_TOOLS[family]}-legacy, but no {_TOOLS[family]}-legacy-save to read it"
-    if tool is not None:
-        try:
-            return _run([tool], timeout)
-        except HostError:
-            reason = f"{_TOOLS[family]}-legacy-save cannot read its table; without CAP_NET_RAW it never can"
+    name = _TOOLS[family]
+    try:
+        return (saves or legacy_save)(family, timeout)
+    except HostError as error:
+        reason = f"there is a table of {name}-legacy, and {error.what}"
     where = Where("iptables", _WORDS[family], "nat", "POSTROUTING")
-    return NotUnderstood(where, f"{_TOOLS[family]}-legacy -t nat", reason)
+    return NotUnderstood(where, f"{name}-legacy -t nat", reason)
 
 
-def _run(command: list[str], timeout: float) -> str:
+def legacy_save(family: Family, timeout: float = TIMEOUT) -> str:
+    """What ``iptables-legacy-save`` (or ip6tables') prints of table ``nat``; it needs CAP_NET_RAW.
+
+    Raises:
+        HostError: the tool is not here or fails.
+        NotYet: it takes longer than `timeout` seconds.
+    """
+    name = _TOOLS[family]
+    tool = _tool(name, "legacy")
+    if tool is None:
+        raise HostError(f"no {name}-legacy-save is here to read it", "apt-get install iptables")
+    try:
+        return _run([tool, "-t", "nat"], timeout)
+    except NotYet:
+        raise
+    except HostError as error:
+        what = f"{name}-legacy-save cannot read its table; without CAP_NET_RAW it never can"
+        raise HostError(what, error.hint) from error
+
+
+def _run(command: list[str], timeout: float, most: int = MAX_OUTPUT) -> str:
     """Standard output of a tool.
 
     Raises:
-        HostError: it fails.
+        HostError: it fails, or prints more than `most` bytes.
         NotYet: it takes longer than `timeout` seconds.
     """
     name = Path(command[0]).name
-    environment = {**os.environ, "LC_ALL": "C.UTF-8"}
     try:
-        done = subprocess.run(
-            command,
-            capture_output=True,
-            timeout=timeout,
-            check=False,
-            env=environment,
-            stdin=subprocess.DEVNULL,
-        )
-    except subprocess.TimeoutExpired:
+        done = run_bounded(command, timeout=timeout, most=most)
+    except TimeoutError:
         what = f"{name} did not answer within {timeout:g} s"
         raise NotYet(what, f"see what holds it: run `{' '.join(command)}` by hand") from None
+    except OverflowError:
+        hint = f"run `{' '.join(command)}` by hand, and see what fills it"
+        raise HostError(f"{name} printed more than {most >> 20} MiB", hint) from None
     except OSError as error:
         raise HostError(f"{name} cannot be started: {error.strerror}", f"check {command[0]}") from error
-    if done.returncode:
-        said = done.stderr.decode(errors="replace").strip().splitlines()
+    if done.status:
+        said = done.stderr.strip().splitlines()
         refused = any("permitted" in line or "denied" in line for line in said)
         hint = "it needs CAP_NET_ADMIN" if refused else f"run `{' '.join(command)}` by hand"
-        raise HostError(f"{name} failed: {said[0] if said else f'status {done.returncode}'}", hint)
-    return done.stdout.decode(errors="replace")
+        raise HostError(f"{name} failed: {said[0] if said else f'status {done.status}'}", hint)
+    return done.stdout

@@ -12,8 +12,9 @@ from detector.base.family import Address, Family
 from detector.base.ranges import AddressRange, normalised, parse_pool
 from detector.config.model import Config
 from detector.nat.live import read_live
-from detector.nat.model import Chosen, FieldMap, JHash, NatRule, Netmap, RangeHash, RuleSet, one_to_one_rules
+from detector.nat.model import Chosen, FieldMap, JHash, NatRule, Netmap, RangeHash, RuleSet
 from detector.nat.pools import ExitPool, effective_pools, places
+from detector.nat.splits import exclusive_families
 from detector.wireguard.model import AllowedIp
 
 # Exits by predictor, one for each pool of the family.
@@ -108,7 +109,7 @@ def mapping_of(rules: RuleSet, configured: Sequence[AddressRange]) -> Mapping:
         views=tuple(_view(pool, rules.rules) for pool in pools),
         choices=_choices(rules.rules, pools),
         ranges=tuple((one.first, one.last) for one in ranges),
-        exclusive=frozenset(family for rule in one_to_one_rules(rules) for family in rule.families),
+        exclusive=exclusive_families(rules),
     )
 
 

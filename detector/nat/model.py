@@ -11,7 +11,6 @@ a tunnel address are therefore left out of ``repr``; a log names a rule by its `
 from __future__ import annotations
 
 import hashlib
-from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from enum import StrEnum
@@ -33,6 +32,13 @@ class Field:
     mask: int | None = None
 
     @property
+    def about(self) -> About:
+        """What it can tell of the sender."""
+        if self.is_source:
+            return About.SENDER if self.mask is None else About.BITS
+        return About.INTERFACE if self.name in INTERFACE_FIELDS else About.PLACE
+
+    @property
     def is_source(self) -> bool:
         """Whether it says who the peer is: the source address before translation."""
         return self.name in SOURCE_FIELDS
@@ -46,6 +52,28 @@ class Field:
 SOURCE_FIELDS = frozenset(
     {"ip saddr", "ip6 saddr", "ct original ip saddr", "ct original ip6 saddr", "ct original saddr"}
 )
+
+INTERFACE_FIELDS = frozenset(
+    {"iif", "iifname", "iifgroup", "iiftype", "meta ibrname", "meta ibriport", "meta sdif", "meta sdifname"}
+)
+"""Fields that say by which interface a packet came in, which may be a peer's own."""
+
+
+class About(StrEnum):
+    """What a condition looks at, as far as it can tell peers apart."""
+
+    PLACE = "place"
+    """The site, the outgoing interface, the protocol: nothing of who sends."""
+    SENDER = "sender"
+    """Source addresses that the rules write out."""
+    BITS = "bits"
+    """Bits of the source address."""
+    NAMED = "named"
+    """Senders by a list, a user or a station that the rules do not write out."""
+    INTERFACE = "interface"
+    """The interface that the packet came in by."""
+    HIDDEN = "hidden"
+    """Something that is decided elsewhere (a mark, a program) and may stand for a peer."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,11 +118,12 @@ Chooser = JHash | SymHash | Numgen
 
 @dataclass(frozen=True, slots=True)
 class Slot:
-    """The numbers `first` to `last` of a chooser (offset included) and the exits that they stand for."""
+    """The numbers `first` to `last` of a chooser (offset included), and the exits and ports they mean."""
 
     first: int
     last: int
     exits: AddressRange
+    ports: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -207,11 +236,24 @@ MAX_NUMBERS = 65_536
 
 @dataclass(frozen=True, slots=True)
 class MapEntry:
-    """One element of a map: the value of each field as written, the source among them, the exits."""
+    """One element of a map.
+
+    Attributes:
+        key: the value of each field as written; ``*`` for whatever no other element has.
+        source: the source among them, or None.
+        exits: where it leads.
+        ports: the source ports that go with it, or an empty string.
+    """
 
     key: tuple[str, ...] = field(repr=False)
     source: AddressRange | None = field(repr=False)
     exits: AddressRange
+    ports: str = ""
+
+    @property
+    def catches_all(self) -> bool:
+        """Whether it is the element that takes whatever no other one has."""
+        return self.key == ("*",)
 
 
 @dataclass(frozen=True, slots=True)
@@ -221,6 +263,7 @@ class FieldMap:
     fields: tuple[Field, ...]
     entries: tuple[MapEntry, ...]
     persistent: bool = False
+    name: str = ""
 
     @property
     def pools(self) -> tuple[AddressRange, ...]:
@@ -231,19 +274,6 @@ class FieldMap:
     def by_source(self) -> bool:
         """Whether the source address is looked at."""
         return any(one.is_source for one in self.fields)
-
-    @property
-    def one_to_one(self) -> bool:
-        """Whether each exit belongs to one source address alone."""
-        if not self.by_source or any(one.mask is not None for one in self.fields):
-            return False
-        owner: dict[AddressRange, AddressRange] = {}
-        return all(
-            entry.source is not None
-            and entry.source.single
-            and owner.setdefault(entry.exits, entry.source) == entry.source
-            for entry in self.entries
-        )
 
 
 Mapping = RangeHash | SingleAddress | Masquerade | PortsOnly | Netmap | Chosen | FieldMap
@@ -279,6 +309,30 @@ class Where:
 
 
 @dataclass(frozen=True, slots=True)
+class Base:
+    """A chain at hook postrouting.
+
+    Attributes:
+        family, table, chain: its name, as in `Where`.
+        priority: the kernel asks chains in ascending order; of equal ones, the one registered last first.
+        policy: of the chain.
+        reader: ``nftables`` or ``iptables``.
+    """
+
+    family: str
+    table: str
+    chain: str
+    priority: int = 100
+    policy: str = "accept"
+    reader: str = "nftables"
+
+    def __str__(self) -> str:
+        if self.reader == "iptables":
+            return f"{'ip6tables' if self.family == 'ip6' else 'iptables'} -t {self.table} {self.chain}"
+        return f"{self.family} {self.table} {self.chain}"
+
+
+@dataclass(frozen=True, slots=True)
 class Match:
     """One condition that limits whom a rule takes.
 
@@ -289,8 +343,12 @@ class Match:
         negated: none of `values` instead.
         chooser: what gives the number that `values` are compared with, when the condition is a draw.
         sources: the source addresses among `values`, when it is about them.
-        unclear: why it may choose among peers in a way that the rule does not tell, or an empty string.
+        about: what it can tell of the sender.
+        reason: what decides, where that is `About.HIDDEN` or `About.NAMED`.
         origin: the rule whose one look at a draw led here (vmap), else None.
+        options: where values are concatenations, the conditions that each of them stands for, any of which
+            is enough; `sources` is empty then.
+        text: in the language that the rule is written in, where that is not what the other fields say.
     """
 
     subject: str
@@ -298,19 +356,42 @@ class Match:
     negated: bool = False
     chooser: Chooser | None = None
     sources: tuple[AddressRange, ...] = field(default=(), repr=False)
-    unclear: str = ""
+    about: About = About.PLACE
+    reason: str = ""
     origin: Where | None = None
+    options: tuple[tuple[Match, ...], ...] = field(default=(), repr=False)
+    text: str = field(default="", repr=False, compare=False)
 
     @property
     def about_source(self) -> bool:
         """Whether it looks at who the peer is."""
-        return bool(self.sources) or self.subject.startswith(tuple(SOURCE_FIELDS))
+        return self.about is not About.PLACE
 
     def __str__(self) -> str:
         wanted = self.values[0] if len(self.values) == 1 else "{ " + ", ".join(self.values) + " }"
         if not self.values:
             return f"not ({self.subject})" if self.negated else self.subject
         return f"{self.subject} {'!= ' if self.negated else ''}{wanted}"
+
+
+@dataclass(frozen=True, slots=True)
+class Exemption:
+    """A rule before a source-NAT rule that takes packets away from it, and translates them or not.
+
+    Attributes:
+        where: where it stands.
+        families: whose packets it takes.
+        matches: the conditions, those of the jumps to its chain first.
+        until: how many source-NAT rules of the rule set, counted in order, it stands before at most; the
+            rules after those are reached again (a return from a chain that was jumped to).
+        since: how many source-NAT rules come before it.
+    """
+
+    where: Where
+    families: frozenset[Family]
+    matches: tuple[Match, ...]
+    since: int
+    until: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -326,6 +407,14 @@ class NatRule:
         flags: of ``persistent``, ``random``, ``fully-random``; the last two are about ports only.
         inherited: how many of `matches`, the first ones, are conditions of jumps.
         depth: jumps between the hook and the rule; 0 in a base chain.
+        base: the chain at the hook by which packets come here.
+        lead: what stands in the rule before its target, piece by piece, in the language of its tool; a piece
+            that cannot be written is JSON.
+        ports: the source ports that its target names (``1024-2047``), or an empty string.
+        comment: of the rule; without control characters.
+        number: its place among all rules that are reached, from 0 on.
+        parts: the rules that this one stands for, where several are one draw; else empty.
+        alone: the one sender of a family that earlier rules leave to it, where it is one.
     """
 
     families: frozenset[Family]
@@ -336,6 +425,13 @@ class NatRule:
     flags: frozenset[str] = frozenset()
     inherited: int = 0
     depth: int = 0
+    base: Base | None = None
+    lead: tuple[str, ...] = field(default=(), repr=False, compare=False)
+    ports: str = ""
+    comment: str = field(default="", compare=False)
+    number: int = field(default=0, compare=False)
+    parts: tuple[NatRule, ...] = field(default=(), compare=False)
+    alone: tuple[AddressRange, ...] = field(default=(), repr=False)
 
     @property
     def pools(self) -> tuple[AddressRange, ...]:
@@ -369,13 +465,6 @@ class NatRule:
         named = [one.sources for one in self.matches if one.sources and not one.negated]
         return named[-1] if named else None
 
-    @property
-    def is_one_pair(self) -> bool:
-        """Whether it takes a single source address to a single exit."""
-        sources = self.sources
-        alone = sources is not None and len(sources) == 1 and sources[0].single
-        return alone and isinstance(self.mapping, SingleAddress) and not self.choosers
-
     def may_take(self, source: Address) -> bool:
         """Whether its conditions on the source address let this one in; others are not looked at."""
         return family_of(source) in self.families and all(
@@ -408,43 +497,46 @@ class RuleSet:
             comments and handles do not change it.
         load_identity: changes when rules whose mapping is drawn at load (jhash without a seed, or not
             understood) were loaded again, although they read the same.
+        unreached: rules behind others that take everything they could.
+        exemptions: what takes packets away from the rules, in order.
+        rivals: chains of one priority, of which the kernel asks the one registered last first; a listing
+            does not tell which that is.
+        marks: changes when the rules that set marks do.
     """
 
     rules: tuple[NatRule, ...] = ()
     not_understood: tuple[NotUnderstood, ...] = ()
     fingerprint: str = ""
     load_identity: str = ""
+    unreached: tuple[NatRule, ...] = ()
+    exemptions: tuple[Exemption, ...] = ()
+    rivals: tuple[tuple[Base, ...], ...] = ()
+    marks: str = ""
 
 
-def one_to_one_rules(rules: RuleSet) -> tuple[NatRule, ...]:
-    """The rules that give a peer an exit of its own: one-to-one maps, and rules for one source each."""
-    named = Counter(pool for rule in rules.rules for pool in set(rule.pools) if not rule.is_one_pair)
-    sources: dict[AddressRange, set[AddressRange]] = {}
-    for rule in rules.rules:
-        if rule.is_one_pair and rule.sources:
-            sources.setdefault(rule.pools[0], set()).add(rule.sources[0])
-    shared = [pool for pool in named if not pool.single]
-    alone = {
-        exits
-        for exits, of in sources.items()
-        if len(of) == 1 and not named[exits] and not any(map(exits.overlaps, shared))
-    }
-    return tuple(rule for rule in rules.rules if _is_one_to_one(rule, alone))
-
-
-def _is_one_to_one(rule: NatRule, alone: set[AddressRange]) -> bool:
-    if isinstance(rule.mapping, FieldMap):
-        return rule.mapping.one_to_one and bool(rule.mapping.entries)
-    return rule.is_one_pair and rule.pools[0] in alone
-
-
-def rule_set(rules: Iterable[NatRule], not_understood: Iterable[NotUnderstood]) -> RuleSet:
+def rule_set(
+    rules: Iterable[NatRule],
+    not_understood: Iterable[NotUnderstood],
+    unreached: Iterable[NatRule] = (),
+    exemptions: Iterable[Exemption] = (),
+    rivals: Iterable[tuple[Base, ...]] = (),
+    marks: str = "",
+) -> RuleSet:
     """The `RuleSet` of these rules, with its fingerprints."""
     kept, unread = tuple(rules), tuple(not_understood)
     behaviour = [_behaviour(rule) for rule in kept] + [("not understood", one.text) for one in unread]
     drawn = [rule.where for rule in kept if rule.drawn_at_load] + [one.where for one in unread]
     loads = [(one.family, one.table, one.table_handle, one.handle) for one in drawn]
-    return RuleSet(kept, unread, _digest(behaviour), _digest(loads))
+    return RuleSet(
+        kept,
+        unread,
+        digest(behaviour),
+        digest(loads),
+        tuple(unreached),
+        tuple(exemptions),
+        tuple(rivals),
+        marks,
+    )
 
 
 def _behaviour(rule: NatRule) -> tuple[object, ...]:
@@ -456,10 +548,11 @@ def _behaviour(rule: NatRule) -> tuple[object, ...]:
     elif isinstance(mapping, FieldMap):
         hidden = tuple(entry.key for entry in mapping.entries)
     conditions = tuple((one.subject, one.values, one.negated) for one in rule.matches)
-    return (sorted(rule.families), conditions, repr(mapping), hidden, sorted(rule.flags))
+    return (sorted(rule.families), conditions, repr(mapping), hidden, sorted(rule.flags), rule.ports)
 
 
-def _digest(what: object) -> str:
+def digest(what: object) -> str:
+    """A short fingerprint of plain values."""
     return hashlib.sha256(repr(what).encode("utf-8", "backslashreplace")).hexdigest()[:16]
 
 

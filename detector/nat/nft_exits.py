@@ -10,6 +10,7 @@ from typing import NoReturn
 from detector.base.family import Address
 from detector.base.ranges import AddressRange
 from detector.nat.model import (
+    SOURCE_FIELDS,
     Chooser,
     Chosen,
     Field,
@@ -31,7 +32,11 @@ from detector.nat.model import (
 from detector.nat.nft_text import Json, as_list, show
 
 Maps = AnyMapping[str, Json]
-"""The elements of the table's named maps and sets; None for one that packets fill."""
+"""The elements of the table's named maps and sets; one of the words below where they are not known."""
+
+FILLED = "filled by packets"
+CLOSED = "not in the text"
+LARGE = "too large"
 
 _META_FIELDS = frozenset(
     {"iif", "iifname", "iifgroup", "iiftype", "oif", "oifname", "oifgroup", "oiftype"}
@@ -50,8 +55,8 @@ def _fail(reason: str) -> NoReturn:
     raise Unreadable(reason)
 
 
-def mapping_of(statement: str, body: Json, maps: Maps) -> tuple[Mapping, frozenset[str]]:
-    """The mapping and the flags of ``{"snat": body}`` or ``{"masquerade": body}``.
+def mapping_of(statement: str, body: Json, maps: Maps) -> tuple[Mapping, frozenset[str], str]:
+    """The mapping, the flags and the source ports of ``{"snat": body}`` or ``{"masquerade": body}``.
 
     Raises:
         Unreadable: it is not understood.
@@ -64,20 +69,53 @@ def mapping_of(statement: str, body: Json, maps: Maps) -> tuple[Mapping, frozens
     kept = flags & {"persistent", "random", "fully-random"}
     if flags - kept - {"netmap"}:
         _fail(f"its flags {sorted(flags - kept - {'netmap'})} are unknown")
+    ports = _ports(body.get("port"))
     if statement == "masquerade":
-        return Masquerade(), kept
+        return Masquerade(), kept, ports
     if "addr" not in body:
-        return PortsOnly(), kept
+        return PortsOnly(), kept, ports
     address = body["addr"]
     if isinstance(address, dict) and set(address) == {"map"}:
-        return _map(address["map"], netmap, "persistent" in kept, maps), kept
-    pool = pool_of(address)
+        return _map(address["map"], netmap, "persistent" in kept, maps), kept, ports
+    kept_bits = _kept_bits(address)
+    if kept_bits is not None:
+        return Netmap((NetmapPair(None, kept_bits),)), kept, ports
+    pool = range_of(address)
     if netmap:
-        return Netmap((NetmapPair(None, pool),)), kept
-    return SingleAddress(pool.first) if pool.single else RangeHash(pool, "persistent" in kept), kept
+        return Netmap((NetmapPair(None, pool),)), kept, ports
+    return SingleAddress(pool.first) if pool.single else RangeHash(pool, "persistent" in kept), kept, ports
 
 
-def pool_of(value: Json) -> AddressRange:
+def _ports(value: Json) -> str:
+    """The source ports as ``1024`` or ``1024-2047``, or an empty string."""
+    match value:
+        case None:
+            return ""
+        case int(port):
+            return str(port)
+        case {"range": [int(first), int(last)]}:
+            return f"{first}-{last}"
+    _fail("its source ports are not written as numbers")
+
+
+def _kept_bits(value: Json) -> AddressRange | None:
+    """The exits of ``ip saddr & MASK | BASE``, which keeps bits of the source address; else None.
+
+    nft writes the bits of BASE into MASK as well, which changes nothing.
+    """
+    match value:
+        case {"|": [{"&": [inner, mask]}, base]} | {"|": [base, {"&": [inner, mask]}]} if (
+            show(inner) in SOURCE_FIELDS
+        ):
+            try:
+                first = ip_address(base)
+            except ValueError:
+                _fail("its exits are computed in a way that is not understood")
+            return AddressRange(first, first + (_mask(mask) & ~int(first)))
+    return None
+
+
+def range_of(value: Json) -> AddressRange:
     """The addresses that ``"A"``, ``{"range": [A, B]}`` or ``{"prefix": ...}`` means.
 
     Raises:
@@ -92,9 +130,9 @@ def pool_of(value: Json) -> AddressRange:
             case {"prefix": {"addr": str(address), "len": int(length)}}:
                 return AddressRange.of(ip_network(f"{address}/{length}", strict=False))
             case {"elem": {"val": inner}}:
-                return pool_of(inner)
+                return range_of(inner)
             case {"concat": [address, *_]}:
-                return pool_of(address)
+                return range_of(address)
     except ValueError:
         pass
     _fail("its exits are not written as addresses, ranges or prefixes")
@@ -175,15 +213,14 @@ def _map(body: Json, netmap: bool, persistent: bool, maps: Maps) -> Mapping:
     pairs = pairs_of(body["data"], maps)
     chooser = chooser_of(body["key"])
     if chooser is not None:
-        slots = sorted(
-            (Slot(*numbers_of(key), pool_of(exits)) for key, exits in pairs), key=lambda one: one.first
-        )
-        return Chosen(chooser, tuple(slots), persistent)
+        slots = [Slot(*numbers_of(key), range_of(exits), _ports_beside(exits)) for key, exits in pairs]
+        return Chosen(chooser, tuple(sorted(slots, key=lambda one: one.first)), persistent)
     fields = fields_of(body["key"])
     entries = tuple(_entry(fields, key, exits) for key, exits in pairs)
     if netmap:
         return Netmap(tuple(NetmapPair(entry.source, entry.exits) for entry in entries))
-    return FieldMap(fields, entries, persistent)
+    name = body["data"][1:] if isinstance(body["data"], str) else ""
+    return FieldMap(fields, entries, persistent, name)
 
 
 def pairs_of(data: Json, maps: Maps) -> list[tuple[Json, Json]]:
@@ -196,8 +233,12 @@ def pairs_of(data: Json, maps: Maps) -> list[tuple[Json, Json]]:
         if data[1:] not in maps:
             _fail("it uses a named map that is not in the listing")
         elements = maps[data[1:]]
-        if elements is None:
+        if elements is FILLED:
             _fail("it uses a map that packets fill while traffic flows")
+        if elements is CLOSED:
+            _fail("its map has no elements in this text: what fills it later decides")
+        if elements is LARGE:
+            _fail("its map is too large to be read in time")
     else:
         elements = data.get("set") if isinstance(data, dict) else None
     if not isinstance(elements, list) or not all(isinstance(one, list) and len(one) == 2 for one in elements):
@@ -230,11 +271,33 @@ def numbers_of(value: Json) -> tuple[int, int]:
 
 
 def _entry(fields: tuple[Field, ...], key: Json, exits: Json) -> MapEntry:
+    if key == "*":
+        return MapEntry(("*",), None, range_of(exits), _ports_beside(exits))
     parts = key["concat"] if isinstance(key, dict) and isinstance(key.get("concat"), list) else [key]
     if len(parts) != len(fields):
         _fail("its map has keys of another shape than the fields that it looks at")
-    source = next((pool_of(part) for one, part in zip(fields, parts, strict=True) if one.is_source), None)
-    return MapEntry(tuple(show(part) for part in parts), source, pool_of(exits))
+    sources = (_source(one, part) for one, part in zip(fields, parts, strict=True) if one.is_source)
+    source = next((one for one in sources if one is not None), None)
+    return MapEntry(tuple(show(part) for part in parts), source, range_of(exits), _ports_beside(exits))
+
+
+def _source(field: Field, value: Json) -> AddressRange | None:
+    """The source addresses that a key stands for; None where it is bits of the address."""
+    found = range_of(value)
+    if field.mask is None:
+        return found
+    free = ~field.mask & ((1 << found.first.max_prefixlen) - 1)
+    return AddressRange(found.first, found.first + free) if free & (free + 1) == 0 else None
+
+
+def _ports_beside(value: Json) -> str:
+    """The ports of an exit that is written ``ADDRESS . PORTS``."""
+    match value:
+        case {"elem": {"val": inner}}:
+            return _ports_beside(inner)
+        case {"concat": [_, ports]}:
+            return _ports(ports)
+    return ""
 
 
 def first_address(mapping: Mapping) -> Address | None:

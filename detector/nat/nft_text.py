@@ -18,7 +18,8 @@ SILENT = frozenset({"counter", "log", "comment", "quota"})
 """Statements that do not decide what happens to a packet's source."""
 
 _BARE_META = frozenset({"iif", "oif", "iifname", "oifname", "iifgroup", "oifgroup"})
-_QUOTED_META = frozenset({"iif", "oif", "iifname", "oifname"})
+_QUOTED_META = frozenset({"iif", "oif", "iifname", "oifname", "ibrname", "obrname", "sdifname"})
+_BINARY = frozenset({"&", "|", "^", "<<", ">>"})
 
 
 def show(value: Json) -> str:
@@ -33,6 +34,8 @@ def show(value: Json) -> str:
                 return shown(inner)
             except (KeyError, TypeError, ValueError, IndexError, AttributeError):
                 pass  # not nft's shape: shown as JSON below
+    if isinstance(value, list) and value and all(isinstance(one, str | int) for one in value):
+        return ",".join(str(one) for one in value)  # flags: any of these
     return json.dumps(value, ensure_ascii=False, sort_keys=True)
 
 
@@ -40,14 +43,15 @@ def show_rule(statements: Json) -> str:
     """A rule's statements in nft's syntax, without counters, logs and comments."""
     if not isinstance(statements, list):
         return show(statements)
-    return " ".join(_show_statement(one) for one in statements if not _silent(one))
+    return " ".join(show_statement(one) for one in statements if not _silent(one))
 
 
 def _silent(statement: Json) -> bool:
     return isinstance(statement, dict) and len(statement) == 1 and next(iter(statement)) in SILENT
 
 
-def _show_statement(statement: Json) -> str:
+def show_statement(statement: Json) -> str:
+    """One statement in nft's syntax, as JSON where it is of a kind that is not known."""
     if not isinstance(statement, dict) or len(statement) != 1:
         return show(statement)
     key, inner = next(iter(statement.items()))
@@ -59,16 +63,20 @@ def _show_statement(statement: Json) -> str:
 
 def _match(inner: Json) -> str:
     left, right = inner["left"], inner["right"]
-    wanted = _quote(left, right)
-    sign = "" if inner["op"] in {"==", "in"} and not _is_binary(left) else f"{inner['op']} "
+    wanted = quoted(left, right)
+    sign = "" if inner["op"] in {"==", "in"} and not binary(left) else f"{inner['op']} "
     return f"{show(left)} {sign}{wanted}"
 
 
-def _is_binary(left: Json) -> bool:
-    return isinstance(left, dict) and bool({"&", "|", "^", "<<", ">>"} & set(left))
+def binary(left: Json) -> bool:
+    """Whether an expression computes with bits, so that nft wants `==` after it."""
+    return isinstance(left, dict) and bool(_BINARY & set(left))
 
 
-def _quote(left: Json, right: Json) -> str:
+def quoted(left: Json, right: Json) -> str:
+    """What a field is compared with; names of interfaces stand in quotes."""
+    if isinstance(left, dict) and isinstance(left.get("concat"), list):
+        return _quoted_concat(left["concat"], right)
     names = (
         isinstance(left, dict)
         and isinstance(left.get("meta"), dict)
@@ -77,11 +85,22 @@ def _quote(left: Json, right: Json) -> str:
     if not names:
         return show(right)
     if isinstance(right, str):
-        return right if right.startswith("@") else f'"{right}"'
+        return right if right.startswith("@") or right == "*" else f'"{right}"'
     if isinstance(right, dict) and isinstance(right.get("set"), list):
-        return (
-            "{ " + ", ".join(f'"{one}"' if isinstance(one, str) else show(one) for one in right["set"]) + " }"
-        )
+        return "{ " + ", ".join(quoted(left, one) for one in right["set"]) + " }"
+    if isinstance(right, dict) and isinstance(right.get("elem"), dict):
+        return quoted(left, right["elem"]["val"])
+    return show(right)
+
+
+def _quoted_concat(fields: list[Json], right: Json) -> str:
+    match right:
+        case {"concat": list(parts)} if len(parts) == len(fields):
+            return " . ".join(quoted(one, part) for one, part in zip(fields, parts, strict=True))
+        case {"set": list(items)}:
+            return "{ " + ", ".join(_quoted_concat(fields, one) for one in items) + " }"
+        case {"elem": {"val": inner}}:
+            return _quoted_concat(fields, inner)
     return show(right)
 
 
@@ -107,10 +126,11 @@ def _target(inner: Json) -> str:
     address = inner.get("addr")
     if address is None:
         return port
-    if port and ":" in show(address):
-        ends = address["range"] if isinstance(address, dict) else [address]
-        return "-".join(f"[{show(end)}]" for end in ends) + port
-    return show(address) + port
+    if port and ":" in show(address) and not isinstance(address, dict):
+        return f"[{show(address)}]{port}"
+    if port and isinstance(address, dict) and "range" in address and ":" in show(address):
+        return "-".join(f"[{show(end)}]" for end in address["range"]) + port
+    return _bare_binary(address) + port
 
 
 def as_list(value: Json) -> list[Json]:
@@ -136,18 +156,31 @@ def _ct(inner: Json) -> str:
 
 
 def _set(inner: Json) -> str:
-    items = [
-        f"{show(one[0])} : {show(one[1])}" if isinstance(one, list) else show(one) for one in as_list(inner)
-    ]
-    return "{ " + ", ".join(items) + " }"
+    return "{ " + ", ".join(_element(one, None) for one in as_list(inner)) + " }"
+
+
+def _element(one: Json, key: Json) -> str:
+    """One element; of a map with what it stands for."""
+    if isinstance(one, list):
+        first = show(one[0]) if key is None else quoted(key, one[0])
+        return f"{first} : {show(one[1])}"
+    return show(one)
+
+
+def _keyed(inner: Json) -> str:
+    """The elements of a map or vmap, whose keys are values of its fields."""
+    key, data = inner["key"], inner["data"]
+    if isinstance(data, dict) and isinstance(data.get("set"), list):
+        return "{ " + ", ".join(_element(one, key) for one in data["set"]) + " }"
+    return show(data)
 
 
 def _map(inner: Json) -> str:
-    return f"{show(inner['key'])} map {show(inner['data'])}"
+    return f"{show(inner['key'])} map {_keyed(inner)}"
 
 
 def _vmap(inner: Json) -> str:
-    return f"{show(inner['key'])} vmap {show(inner['data'])}"
+    return f"{show(inner['key'])} vmap {_keyed(inner)}"
 
 
 def _jhash(inner: Json) -> str:
@@ -172,7 +205,60 @@ def _mangle(inner: Json) -> str:
 
 
 def _binary(sign: str) -> Callable[[Json], str]:
-    return lambda inner: f"{show(inner[0])} {sign} {show(inner[1])}"
+    return lambda inner: f" {sign} ".join(_operand(one) for one in inner)
+
+
+def _operand(value: Json) -> str:
+    """An operand; nft 1.0.6 prints flags that are or'ed as a list, newer ones as an operation."""
+    if isinstance(value, list):
+        return f"({' | '.join(show(one) for one in value)})" if len(value) > 1 else show(value[0])
+    return f"({show(value)})" if binary(value) else show(value)
+
+
+def _bare_binary(value: Json) -> str:
+    """``ip saddr & MASK | BASE`` as nft prints it, without the parentheses that conditions need."""
+    match value:
+        case {"|": [{"&": [inner, mask]}, base]}:
+            return f"{show(inner)} & {show(mask)} | {show(base)}"
+    return show(value)
+
+
+def _counter(inner: Json) -> str:
+    return f'counter name "{inner}"' if isinstance(inner, str) else "counter"
+
+
+def _comment(inner: Json) -> str:
+    return f'comment "{inner}"'
+
+
+def _limit(inner: Json) -> str:
+    unit, burst_unit = inner.get("rate_unit", ""), inner.get("burst_unit", "")
+    over = "over " if inner.get("inv") else ""
+    rate = f"{inner['rate']}{' ' + unit if unit not in {'', 'packets'} else ''}/{inner['per']}"
+    burst = f" burst {inner['burst']} {burst_unit or 'packets'}" if inner.get("burst") else ""
+    return f"limit rate {over}{rate}{burst}"
+
+
+def _quota(inner: Json) -> str:
+    if isinstance(inner, str):
+        return f'quota name "{inner}"'
+    return f"quota {'over ' if inner.get('inv') else ''}{inner['val']} {inner['val_unit']}"
+
+
+def _log(inner: Json) -> str:
+    words = ["log"]
+    for key in ("prefix", "group", "snaplen", "queue-threshold", "level"):
+        if inner and key in inner:
+            words += [key, f'"{inner[key]}"' if key == "prefix" else str(inner[key])]
+    return " ".join(words)
+
+
+def _fib(inner: Json) -> str:
+    return f"fib {' . '.join(as_list(inner['flags']))} {inner['result']}"
+
+
+def _ct_count(inner: Json) -> str:
+    return f"ct count {'over ' if inner.get('inv') else ''}{inner['val']}"
 
 
 def _elem(inner: Json) -> str:
@@ -204,11 +290,13 @@ _SHOW: dict[str, Callable[[Json], str]] = {
     "xt": _xt,
     "range": lambda inner: f"{show(inner[0])}-{show(inner[1])}",
     "prefix": lambda inner: f"{show(inner['addr'])}/{inner['len']}",
+    "fib": _fib,
+    "rt": lambda inner: f"rt {inner['family'] + ' ' if 'family' in inner else ''}{inner['key']}",
     "concat": lambda inner: " . ".join(show(one) for one in inner),
     "jump": _to("jump"),
     "goto": _to("goto"),
     **{word: _word(word) for word in ("accept", "drop", "return", "continue")},
-    **{sign: _binary(sign) for sign in ("&", "|", "^", "<<", ">>")},
+    **{sign: _binary(sign) for sign in _BINARY},
 }
 
 _STATEMENT: dict[str, Callable[[Json], str]] = {
@@ -218,4 +306,12 @@ _STATEMENT: dict[str, Callable[[Json], str]] = {
     "snat": _nat("snat"),
     "dnat": _nat("dnat"),
     "masquerade": _nat("masquerade"),
+    "redirect": _nat("redirect"),
+    "counter": _counter,
+    "comment": _comment,
+    "limit": _limit,
+    "quota": _quota,
+    "log": _log,
+    "ct count": _ct_count,
+    "notrack": _word("notrack"),
 }

@@ -4,7 +4,9 @@
 from __future__ import annotations
 
 import json
+import math
 import os
+import re
 import shutil
 import subprocess
 from ipaddress import ip_address
@@ -22,16 +24,18 @@ from detector.nat.files import read_rules_text
 from detector.nat.iptables import read_iptables_save
 from detector.nat.model import NatRule, RangeHash, Where, rule_set
 from detector.nat.nftables import read_nft_json
+from tests.unit.nat import zoo
 
 FIXTURES = Path(__file__).parent / "fixtures"
-ZOO = audit(read_nft_json((FIXTURES / "zoo.json").read_text()))
-IPTABLES = audit(read_iptables_save((FIXTURES / "zoo.iptables-nft").read_text()))
+ZOO = tuple(one for text in zoo.listings() for one in audit(read_nft_json(text)))
+IPTABLES = tuple(one for text in zoo.saves() for one in audit(read_iptables_save(text)))
 
 
 def the(judged: tuple[Judgement, ...], text: str) -> Judgement:
     """The one judgement on the rule that contains this."""
-    (found,) = [one for one in judged if text in one.text]
-    return found
+    found = {(one.where, one.verdict): one for one in judged if text in one.text}
+    assert len(found) == 1, found
+    return next(iter(found.values()))
 
 
 @pytest.mark.parametrize(
@@ -51,7 +55,7 @@ def the(judged: tuple[Judgement, ...], text: str) -> Judgement:
         ("10.4.0.1", "exclusive", None, Reach.ANY_SITE_EVERY_RELAY, None),
         ("0.0.0.3 map", "predictable", "modulo", Reach.ANY_SITE_EVERY_RELAY, 1),
         ("map @ranges", "predictable", "kernel_destination", Reach.ONE_SITE_EVERY_RELAY, 4),
-        ("ip daddr map", "unlinkable", None, Reach.NOBODY, 0),
+        ("ip daddr map", "single_exit", None, Reach.NOBODY, 0),
         ('oifname "eth1" masquerade', "single_exit", None, Reach.NOBODY, 0),
         ("2001:db8:1::40", "predictable", "kernel_persistent", Reach.ANY_SITE_EVERY_RELAY, 32),
         ("@marks", "unknown", None, Reach.UNKNOWN, None),
@@ -92,12 +96,14 @@ def test_one_rule_for_each_peer_is_exclusive() -> None:
     assert [(one.verdict, one.bits) for one in judged] == [("exclusive", 3.0)] * 8
     assert judged[2].remedy is not None
     assert "jhash ip saddr mod 8" in judged[2].remedy.text
-    assert "ip saddr 10.0.0.3" in judged[2].remedy.text
+    assert "ip saddr 10.0.0.1-10.0.0.8 snat" in judged[2].remedy.text
+    assert {id(one.remedy) for one in judged} == {id(judged[0].remedy)}
 
 
 def test_a_rule_on_two_ways_is_told_once() -> None:
     """A chain that several jumps reach is one rule to mend."""
-    assert len([one for one in ZOO if one.where == "ip nat sub handle 10"]) == 1
+    whole = audit(read_nft_json(zoo.NFT))
+    assert len([one for one in whole if one.where == "ip nat sub handle 10"]) == 1
 
 
 def test_a_large_pool_gets_a_map_that_people_can_load() -> None:
@@ -131,6 +137,7 @@ for file in "$@"; do
 done
 """
 HOOK = "type nat hook postrouting priority srcnat;"
+MEMBERS = "set customers { type ipv4_addr; flags interval; elements = { 10.0.0.0/8 }; };"
 
 
 @pytest.mark.root
@@ -141,6 +148,8 @@ def test_remedies_load_and_are_clean(tmp_path: Path) -> None:
     for one in (*ZOO, *IPTABLES):
         if one.remedy is not None:
             written = one.remedy.text.replace("chain sub {", f"chain sub {{ {HOOK}")
+            written = re.sub(r"^table ip nat \{", f"table ip nat {{ {MEMBERS}", written)
+            written = re.sub(r"^table inet later \{", "table inet later { counter c { }; ", written)
             expressions = [one.remedy.expression, *(expression for expression, _ in one.remedy.alternatives)]
             texts += [written.replace(one.remedy.expression, expression) for expression in expressions]
     files = [tmp_path / f"{number}.nft" for number in range(len(texts))]
@@ -187,7 +196,9 @@ def test_command_as_json() -> None:
     told = json.loads(out)
     assert status == 1
     assert told["result"] == "leaks"
-    assert len(told["rules"]) == len(IPTABLES)
+    assert told["schema_version"]
+    whole = audit(read_iptables_save(zoo.SAVE))
+    assert [one["where"] for one in told["rules"]] == [one.where for one in whole]
     assert {"where", "verdict", "reach", "bits", "why", "remedy", "leaks"} <= set(told["rules"][0])
 
 
@@ -202,13 +213,13 @@ def save(line: str) -> str:
         (save("-j MASQUERADE"), 0),
         (save("-j SNAT --to-source 203.0.113.1-203.0.113.9"), 1),
         (save("-j SAME --to 203.0.113.1-203.0.113.9"), 2),
-        ("*nat\n:POSTROUTING ACCEPT [0:0]\nCOMMIT\n", 0),
+        ("*nat\n:POSTROUTING ACCEPT [0:0]\nCOMMIT\n", 4),
         ("", 2),
         ('{"nftables": 3}', 2),
     ],
 )
 def test_exit_status(text: str, status: int) -> None:
-    """0 clean, 1 leaks, 2 not readable or not understood."""
+    """0 clean, 1 leaks, 2 not readable or not understood, 4 nothing translates."""
     assert run("-", text=text)[0] == status
 
 
@@ -243,7 +254,7 @@ def test_an_exit_that_others_share_is_not_exclusive() -> None:
     shared = audit(read_iptables_save(save(rules + "-s 10.0.0.2/32 -j SNAT --to-source 203.0.113.1")))
     assert [one.verdict for one in shared] == ["single_exit", "single_exit"]
     pooled = audit(read_iptables_save(save(rules + "-j SNAT --to-source 203.0.113.1-203.0.113.9")))
-    assert [one.verdict for one in pooled] == ["single_exit", "predictable"]
+    assert [one.verdict for one in pooled] == ["pinned", "predictable"]
 
 
 def test_two_thousand_rules() -> None:
@@ -256,3 +267,4 @@ def test_two_thousand_rules() -> None:
     assert {one.verdict for one in judged} == {"exclusive"}
     assert judged[0].remedy is not None
     assert judged[0].remedy.expression == "jhash ip saddr mod 256"
+    assert judged[0].bits == round(math.log2(2000), 2)

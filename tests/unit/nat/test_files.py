@@ -82,7 +82,7 @@ def test_no_rights_is_an_error_with_a_way_out(monkeypatch: pytest.MonkeyPatch) -
 
 def test_not_text(tmp_path: Path) -> None:
     """A file that is no text is named."""
-    (tmp_path / "rules").write_bytes(b"\xff\xfe\x00")
+    (tmp_path / "rules").write_bytes(b"\x00\x01 binary, no text")
     with pytest.raises(UsageError, match="is not text"):
         read_rules_file(tmp_path / "rules")
 

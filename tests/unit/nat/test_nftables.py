@@ -36,6 +36,7 @@ from detector.nat.model import (
     SymHash,
 )
 from detector.nat.nftables import needs_outline, read_nft_json
+from tests.unit.nat.zoo import alone, listings
 
 FIXTURES = Path(__file__).parent / "fixtures"
 ZOO = (FIXTURES / "zoo.json").read_text()
@@ -49,7 +50,13 @@ def pool(first: str, last: str = "") -> AddressRange:
 
 @pytest.fixture(scope="module")
 def zoo() -> RuleSet:
-    """Every shape of rule."""
+    """Every shape of rule, each by itself."""
+    return alone()
+
+
+@pytest.fixture(scope="module")
+def whole() -> RuleSet:
+    """Every shape of rule, one behind the other."""
     return read_nft_json(ZOO)
 
 
@@ -157,21 +164,21 @@ def test_prefix_maps_are_netmaps(zoo: RuleSet) -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "one_to_one", "exits"),
+    ("text", "sources", "exits"),
     [
-        ("map @one", True, "203.0.113.2"),
-        ("map { 10.64.0.2 : ", True, "203.0.113.2"),
-        ("map @ranges", False, "203.0.113.2-203.0.113.9"),
-        ("0.0.0.3 map", False, "203.0.113.1"),
-        ("ip daddr map", False, "203.0.113.2"),
-        ("meta l4proto map", True, "203.0.113.2"),
+        ("map @one", ["10.64.0.2", "10.64.0.3"], "203.0.113.2"),
+        ("map { 10.64.0.2 : ", ["10.64.0.2", "10.64.0.3"], "203.0.113.2"),
+        ("map @ranges", ["10.64.0.0-10.64.0.255", "10.65.0.0-10.65.0.255"], "203.0.113.2-203.0.113.9"),
+        ("0.0.0.3 map", ["None", "None"], "203.0.113.1"),
+        ("ip daddr map", ["None"], "203.0.113.2"),
+        ("meta l4proto map", ["10.64.0.2"], "203.0.113.2"),
     ],
 )
-def test_maps_of_fields(zoo: RuleSet, text: str, one_to_one: bool, exits: str) -> None:
-    """Maps of addresses, prefixes, masks and concatenations keep their order, one-to-one maps are known."""
+def test_maps_of_fields(zoo: RuleSet, text: str, sources: list[str], exits: str) -> None:
+    """Maps of addresses, prefixes, masks and concatenations keep their order and name their sources."""
     mapping = the(zoo, text).mapping
     assert isinstance(mapping, FieldMap)
-    assert mapping.one_to_one is one_to_one
+    assert [str(entry.source) for entry in mapping.entries] == sources
     assert str(mapping.pools[0]) == exits
 
 
@@ -196,19 +203,20 @@ def test_jumps_carry_their_conditions(zoo: RuleSet) -> None:
     assert the(zoo, "jhash ip saddr mod 2 seed 0x7 0").choosers == (JHash((Field("ip saddr"),), 2, 7),)
 
 
-def test_rules_that_nothing_reaches_are_left_out(zoo: RuleSet) -> None:
+def test_rules_that_nothing_reaches_are_left_out(whole: RuleSet) -> None:
     """Chains without a jump, other hooks, and what stands behind an unconditional rule are no exits."""
-    exits = {address for rule in zoo.rules for address in map(str, rule.pools)}
+    exits = {address for rule in whole.rules for address in map(str, rule.pools)}
     assert not [address for address in exits if address.startswith("198.51.100.")]
-    later = [rule for rule in zoo.rules if rule.where.table == "later"]
+    assert "198.51.100.2" in {str(pool) for rule in whole.unreached for pool in rule.pools}
+    later = [rule for rule in whole.rules if rule.where.table == "later"]
     assert later
     assert {family for rule in later for family in rule.families} == {Family.IPV6}
     assert later[-1].mapping == RangeHash(pool("2001:db8::10", "2001:db8:1::40"), persistent=True)
 
 
-def test_what_is_not_understood_is_named(zoo: RuleSet) -> None:
+def test_what_is_not_understood_is_named(whole: RuleSet) -> None:
     """Marks, maps that packets fill and rewriting without conntrack are reported with their rule."""
-    named = [(str(one.where), one.reason) for one in zoo.not_understood]
+    named = [(str(one.where), one.reason) for one in whole.not_understood]
     assert [reason for _, reason in named] == [
         "it overwrites the source address without conntrack, so its flows cannot be watched",
         "the exit depends on meta mark, which other rules set",
@@ -217,7 +225,7 @@ def test_what_is_not_understood_is_named(zoo: RuleSet) -> None:
     assert named[0][0].startswith("ip mangle post handle ")
 
 
-def test_text_is_what_nft_writes(zoo: RuleSet) -> None:
+def test_text_is_what_nft_writes(whole: RuleSet) -> None:
     """Each rule's text is nft's own line, without its counter and comment."""
     listing = re.sub(
         r" counter(?= )| counter name \"c\"| comment \"[^\"]*\"", "", (FIXTURES / "zoo.listing").read_text()
@@ -226,7 +234,8 @@ def test_text_is_what_nft_writes(zoo: RuleSet) -> None:
         line.strip().removeprefix('counter name "c" ')
         for line in re.sub(r" # handle \d+", "", listing).splitlines()
     }
-    texts = [rule.text for rule in zoo.rules] + [one.text for one in zoo.not_understood]
+    texts = [one.text for one in (*whole.rules, *whole.unreached)]
+    texts += [one.text for one in whole.not_understood]
     wrong = [text for text in texts if text not in lines]
     assert wrong == []
 
@@ -235,12 +244,6 @@ def test_repr_hides_what_may_be_a_tunnel_address(zoo: RuleSet) -> None:
     """Nothing that a rule says of sources can reach a traceback or a log by way of repr."""
     assert "10." not in repr(zoo)
     assert "203.0.113.68" in repr(zoo)
-
-
-def changed(document: str, old: str, new: str) -> RuleSet:
-    """What is read after a replacement in the listing."""
-    assert old in document
-    return read_nft_json(document.replace(old, new))
 
 
 @pytest.mark.parametrize(
@@ -258,13 +261,14 @@ def changed(document: str, old: str, new: str) -> RuleSet:
         ('"flags": "persistent"', '"flags": "random"', False, True),
     ],
 )
-def test_fingerprint_follows_behaviour(
-    zoo: RuleSet, old: str, new: str, same_behaviour: bool, same_load: bool
-) -> None:
+def test_fingerprint_follows_behaviour(old: str, new: str, same_behaviour: bool, same_load: bool) -> None:
     """The fingerprint changes with the mapping, the load identity when a drawn hash is reloaded."""
-    other = changed(ZOO, old, new)
-    assert (other.fingerprint == zoo.fingerprint) is same_behaviour
-    assert (other.load_identity == zoo.load_identity) is same_load
+    assert old in ZOO
+    before = [read_nft_json(text) for text in listings()]
+    after = [read_nft_json(text.replace(old, new)) for text in listings()]
+    same = [one.fingerprint == other.fingerprint for one, other in zip(before, after, strict=True)]
+    loads = [one.load_identity == other.load_identity for one, other in zip(before, after, strict=True)]
+    assert (all(same), all(loads)) == (same_behaviour, same_load)
 
 
 @pytest.mark.parametrize(
