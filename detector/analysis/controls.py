@@ -52,6 +52,7 @@ class Excess:
         error: its standard error, peers being the units.
         trials: how many.
         mine, other: of one alone.
+        same: share of trials in which the own exit matched.
     """
 
     share: float
@@ -59,6 +60,7 @@ class Excess:
     trials: float
     mine: float
     other: float
+    same: float
 
 
 class Lasts(Enum):
@@ -121,14 +123,15 @@ class Controls:
         return self._excess(self.returns[:, who][..., list(lags)].sum(axis=2))
 
     def _excess(self, counts: Floats) -> Excess:
-        tried, _, mine, other = counts
+        tried, both, mine, other = counts
         total = float(tried.sum())
         if not total:
-            return Excess(0.0, np.inf, 0.0, 0.0, 0.0)
+            return Excess(0.0, np.inf, 0.0, 0.0, 0.0, 0.0)
         share = float((mine - other).sum()) / total
         left = mine - other - share * tried
         error = float(np.sqrt((left * left).sum() + 1.0)) / total
-        return Excess(share - self.between, error, total, float(mine.sum()), float(other.sum()))
+        same = float((both + mine).sum()) / total
+        return Excess(share - self.between, error, total, float(mine.sum()), float(other.sum()), same)
 
     def drift(self) -> bool:
         """Whether everybody's exits hang together in time, so that neighbours in time agree by themselves."""

@@ -118,8 +118,9 @@ def weigh(observation: Observation, floor: int = ANONYMITY_FLOOR) -> Evidence:
     together = pair_contrast(columns, population, consistency, columns.peer_votes, columns.judged)
     trimmed = _trimmed(columns, population, consistency, log_e)
     keeps = _sure(trimmed) and controls.vote_evidence(columns.judged)
-    who = pinned if np.count_nonzero(pinned) >= enough_persons(judged) else columns.judged
-    last, _ = votes_last(controls, observation, who, None)
+    # Who is named was chosen for agreeing with itself, over long lags too; where all do, all are asked.
+    named = np.count_nonzero(pinned) >= enough_persons(judged) and not keeps
+    last, _ = votes_last(controls, observation, pinned if named else columns.judged, None)
     tried, true = _counts(observation.same_destination, columns)
     chance = _repeat_chance(columns, population)
     linked = _linked(observation, controls, (tried, true, chance)) & ~pinned
@@ -129,8 +130,11 @@ def weigh(observation: Observation, floor: int = ANONYMITY_FLOOR) -> Evidence:
     lonely = alone(columns, columns.judged & (pinned | (consistency == 1)))
     doubtful = pinned if pinned.any() else columns.judged
     explained = explanations(observation, columns, pinned)
-    drift = controls.drift() or (observation.panes is not None and drifts(observation.panes))
-    units = None if drift else units_of(observation, columns, LOG_LEVEL)
+    drift = controls.drift()
+    moving = drift or (observation.panes is not None and drifts(observation.panes))
+    # Agreement that is not the peers' own is somebody's: a clock, a page; then larger units agree as well.
+    others = together.log_p <= LOG_LEVEL and not (keeps or pinned.any())
+    units = None if moving or others else units_of(observation, columns, LOG_LEVEL)
     told = lonely.log_p <= LOG_LEVEL or (observation.exclusive_map and lonely.count > 0)
     linked_who = linked if linked.any() else columns.narrow & ~pinned
     return Evidence(

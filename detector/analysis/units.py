@@ -2,8 +2,9 @@
 """Exits in units larger than an address: /64, /56 and /48 of IPv6, and blocks of IPv4 that a scan finds.
 
 A peer that draws a new address of its own /64 for each flow never uses an exit twice, and is one identity to
-any site that counts by /64. The kernel compares addresses, so the sandwiches say nothing here; the control is
-the pane: where everybody's exits move together, nothing is claimed.
+any site that counts by /64. The kernel compares addresses, so the sandwiches say nothing here. So nothing is
+claimed where everybody's exits move together; a peer has to keep its unit over sessions, since exits that are
+taken in turn give neighbours to flows of one moment; only who is alone on its unit needs no second session.
 """
 
 from __future__ import annotations
@@ -24,7 +25,8 @@ IPV4_UNITS = tuple(range(31, 15, -1))
 _FEWEST_UNITS = 2
 _LEAST_EXITS = 16  # in use: a smaller pool has no blocks worth a scan
 _LEAST_GAIN = 1.15  # units of a length that joins hardly any exits are those of the length before
-_SHARED_POOL = 1e4  # units, of a pool that is known, from which to be alone is a fact
+_FEWEST_PERSONS = 3
+_NEARLY_ALWAYS = 0.9  # of k
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,7 +86,7 @@ def _judge(observation: Observation, length: int, unit: Index, level: float) -> 
     log_e = pinned_evidence(columns, population) + level - float(np.log(0.002))
     pinned = flag(log_e, judged)
     together = pair_contrast(columns, population, consistency, columns.peer_votes, columns.judged)
-    if np.count_nonzero(pinned) < 3 and together.log_p > level:
+    if np.count_nonzero(pinned) < _FEWEST_PERSONS or together.log_p > level:
         return None
     lonely = alone(columns, pinned | (columns.judged & (consistency == 1)))
     peers: Mask | None = None
@@ -94,7 +96,20 @@ def _judge(observation: Observation, length: int, unit: Index, level: float) -> 
         shared = columns.per_peer((columns.occupants[columns.exit] > 1).astype(np.float64)) > 0
         mine = pinned & ~shared
         peers = mine if np.count_nonzero(mine) >= max(5, 0.9 * judged) else None
+    kept = peers is not None and (together.kappa or 0.0) >= _NEARLY_ALWAYS
+    if not kept and not _over_sessions(columns, together, level):
+        return None
     return UnitFinding(length, columns.exits_used, together, pinned, peers)
+
+
+def _over_sessions(columns: Columns, together: Contrast, level: float) -> bool:
+    """Whether sessions begin in the same unit again, nearly as often as votes meet in it."""
+    first = columns.with_votes(columns.session_starts)
+    consistency = consistency_of(first, first.votes, first.peer_votes)
+    again = pair_contrast(
+        first, population_of(first, consistency), consistency, first.peer_votes, first.peer_votes > 1
+    )
+    return again.log_p <= level and 2 * (again.kappa or 0.0) >= (together.kappa or 0.0)
 
 
 def _joined(observation: Observation, length: int, unit: Index) -> Observation:

@@ -273,9 +273,11 @@ def _leans(evidence: Evidence) -> bool:
     votes = evidence.controls.vote_excess(everybody, LAGS)
     returns = evidence.controls.return_excess(everybody) if evidence.controls.returns is not None else votes
     even = evidence.controls.even
+    usual = float(evidence.any.chance)  # where exits are taken in turn, the other's never matches
     return any(
         one.share > SIGMAS * one.error
         and one.share >= _LEANS
+        and one.same - usual > SIGMAS * one.error
         and float(sign_evidence(one.mine, one.other, even)) >= LOG_NEEDED / 2
         for one in (votes, returns)
     )

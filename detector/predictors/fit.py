@@ -101,6 +101,7 @@ class Fitter:
         exits: Sequence[Address],
         pools: Sequence[ExitPool],
         everyone: Sequence[Address] = (),
+        sure: Sequence[bool] = (),
     ) -> list[Fit]:
         """Every predictor on every rule, by rule and in the order of the bank; see the module.
 
@@ -109,6 +110,8 @@ class Fitter:
             exits: the busiest exit of each of them.
             pools: one a rule, of that family.
             everyone: all tunnel addresses of the relay in that family.
+            sure: whether most of what was seen of a person left by its busiest exit; empty if nobody knows.
+                A rule that takes some of the persons stands out among those.
         """
         known = self._hashes
         self._hashes = {one: known[one] if one in known else source_hash(one) for one in tunnels}
@@ -125,11 +128,31 @@ class Fitter:
                 (person, at) for number, person in places[low:high] if (at := pool.index(number)) is not None
             )
             if inside:
-                persons = [person for person, _ in inside]
-                mine = [tunnels[person] for person in persons]
-                trial = _Trial(pool, persons, mine, [at for _, at in inside], self._hashes, ranks)
-                found += trial.fits(len(ordered))
+                found += self._on_rule(pool, inside, tunnels, sure, ranks)
         return [replace(one, tests=len(found)) for one in found]
+
+    def _on_rule(
+        self,
+        pool: ExitPool,
+        inside: list[tuple[int, int]],
+        tunnels: Sequence[Address],
+        sure: Sequence[bool],
+        ranks: dict[int, int],
+    ) -> list[Fit]:
+        """The fits of one rule, on all of its persons or on those who are sure: the better of the two."""
+
+        def fits(some: list[tuple[int, int]]) -> list[Fit]:
+            persons = [person for person, _ in some]
+            mine = [tunnels[person] for person in persons]
+            trial = _Trial(pool, persons, mine, [at for _, at in some], self._hashes, ranks)
+            return list(trial.fits(len(ranks)))
+
+        whole = fits(inside)
+        some = [(person, at) for person, at in inside if sure and sure[person]]
+        if not LEAST_PERSONS <= len(some) < len(inside):
+            return whole
+        better = [min(pair, key=lambda one: one.log_p) for pair in zip(whole, fits(some), strict=True)]
+        return [replace(one, hypotheses=2 * one.hypotheses) for one in better]
 
 
 @dataclass(frozen=True, slots=True)
@@ -169,7 +192,7 @@ class _Trial:
         yield self._best(crc32.NAME, [self._fixed(said) for said in self._crc32()])
         ordered = [self._fixed([rank * pool.size // everyone for rank in ranks])]
         ordered += [self._between(numbers, reach) for reach in (0, 1)]
-        yield self._best(linear.NAME, [one for one in ordered if one.tried])
+        yield self._best(linear.NAME, ordered)
 
     def _best(self, name: str, forms: Sequence[_Form]) -> Fit:
         """The form that explains most, all of them counted as tried."""

@@ -105,6 +105,23 @@ def test_half_of_the_persons_is_enough_and_they_are_named() -> None:
     assert len(one.hits) == one.hit < 46
 
 
+def test_a_part_of_the_persons_is_found_among_those_who_are_sure() -> None:
+    """Eight exits, a tenth of the persons on the rule: too few among all, plain among those who keep one."""
+    tunnels = scattered(200)
+    pool = ExitPool(FIRST, ip_address("203.0.113.8"))
+    draw = random.Random(3)  # noqa: S311
+    exits = exits_of(tunnels, lambda *_: draw.randrange(8))
+    exits[:20] = [kernel_exit(one, None, pool.first, pool.last) for one in tunnels[:20]]
+    sure = [row < 20 or row % 40 == 0 for row in range(200)]
+
+    def found(*given: list[bool]) -> dict[str, Fit]:
+        fits = Fitter().fit(tunnels, exits, [pool], tunnels, *given)
+        return {one.predictor: one for one in fits if one.holds}
+
+    assert "kernel_persistent" not in found()
+    assert found(sure)["kernel_persistent"].hits[:20] == tuple(range(20))
+
+
 def test_lists_prefixes_and_several_ranges() -> None:
     """A map with a seed, a network that is kept, and positions that go on in a second range."""
     tunnels = scattered(60)
