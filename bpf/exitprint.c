@@ -41,7 +41,7 @@ int on_packet(struct bpf_nf_ctx *ctx)
 	u64 nfct = direct_read64(skb, EP_SKB_NFCT);
 
 	/* Nearly all packets end here; the hint keeps this way out beside the way in, in one line of the cache. */
-	if (likely(!may_begin(nfct)))
+	if (likely(!may_matter(nfct)))
 		return NF_ACCEPT;
 	observe_packet(ctx->state, skb, nfct);
 	return NF_ACCEPT;

@@ -12,6 +12,8 @@
 #define IPS_CONFIRMED (1UL << 3)
 #define EP_AF_INET 2
 #define EP_AF_INET6 10
+#define EP_TCP 6
+#define EP_UDP 17
 
 #define likely(condition) __builtin_expect(!!(condition), 1)
 #define unlikely(condition) __builtin_expect(!!(condition), 0)
@@ -21,9 +23,6 @@
  * not allowed without CAP_SYS_ADMIN.
  */
 static long (*read_kernel)(void *to, u32 size, const void *from) = (void *)113;
-
-/* By number too, for a table that is found in a map of maps. */
-static void *(*map_lookup)(void *map, const void *key) = (void *)1;
 
 /*
  * Reads of a pointer that the verifier knows the type of: one instruction, where read_kernel would be a call.
@@ -42,6 +41,14 @@ static __always_inline u8 direct_read8(const void *from, const u32 offset)
 	u64 value;
 
 	asm volatile("%0 = *(u8 *)(%1 + %2)" : "=r"(value) : "r"(from), "i"(offset));
+	return value;
+}
+
+static __always_inline u16 direct_read16(const void *from, const u32 offset)
+{
+	u64 value;
+
+	asm volatile("%0 = *(u16 *)(%1 + %2)" : "=r"(value) : "r"(from), "i"(offset));
 	return value;
 }
 

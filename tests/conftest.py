@@ -9,6 +9,11 @@ import inspect
 # Whole, as tests use more of it: `detector.wireguard.netlink` would import parts of it without the package.
 import pyroute2  # noqa: F401
 from click.testing import CliRunner
+from hypothesis import settings
+
+# An example that takes long says that the machine is busy, and nothing of what is tested.
+settings.register_profile("exitprint", deadline=None)
+settings.load_profile("exitprint")
 
 # Before click 8.2 (Debian 12 and 13) a runner mixed standard error into the output unless told otherwise.
 if "mix_stderr" in inspect.signature(CliRunner).parameters:

@@ -123,7 +123,7 @@ class Columns:
 def columns_of(observation: Observation) -> Columns:
     """The columns of an observation; linear in its pairs."""
     peers, exits = observation.peers, len(observation.exits)
-    carried = _rows(np.asarray(observation.flows) > 0)
+    carried = _rows(np.greater(observation.flows, 0))
     peer = np.asarray(observation.peer)[carried].astype(np.intp)
     present = int(np.count_nonzero(np.bincount(peer, minlength=peers)))
     exit_ = np.asarray(observation.exit)[carried].astype(np.intp)

@@ -17,6 +17,8 @@ from detector.base.family import Address, Family
 from detector.base.verdicts import Verdict
 
 Counts = NDArray[np.uint32]
+ManyCounts = NDArray[np.uint32] | NDArray[np.uint64]
+"""Of flows, or packets, of which a window may hold more than 2^32."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,13 +113,15 @@ class Loss:
 
     Attributes:
         seen: translated flows of peers that were counted.
-        lost: flows, or measurements of flows, that a full table refused.
+        lost: flows that a full table refused.
         unattributed: flows that came in by a WireGuard interface and belong to no peer that is known.
+        unmeasured: flows among those seen that a full memory let nothing be found out of.
     """
 
     seen: int = 0
     lost: int = 0
     unattributed: int = 0
+    unmeasured: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -165,7 +169,7 @@ class Observation:
     pool_sizes: tuple[int, ...]
     peer: Counts
     exit: Counts
-    flows: Counts
+    flows: ManyCounts
     votes: Counts
     session_starts: Counts
     same_destination: Trials
@@ -181,9 +185,9 @@ class Observation:
     return_sandwiches: Sandwiches | None = None
     lone_returns: Trials | None = None
     sessions: Counts | None = None
-    untranslated_global: Counts | None = None
-    untranslated_private: Counts | None = None
-    untracked: Counts | None = None
+    untranslated_global: ManyCounts | None = None
+    untranslated_private: ManyCounts | None = None
+    untracked: ManyCounts | None = None
     port_blocks: NDArray[np.uint64] | None = None
     predictor_trials: tuple[PredictorTrials, ...] | None = None
     panes: Panes | None = None

@@ -13,13 +13,14 @@ from dataclasses import dataclass
 import numpy as np
 
 from detector.base.family import Family, pack
+from detector.base.flows import FLOW_CLASSES
 from detector.counts.observing import PoolRanges
 from detector.counts.roster import Exits, Roster
-from detector.counts.window import PAIR_COUNTS, Counts
+from detector.counts.window import Counts
+from detector.counts.words import unpacked
 
 _EXIT_MASK = np.uint64(0xFFFFFFFF)
 _EXIT_BITS = np.uint64(32)
-_FLOWS, _VOTES = PAIR_COUNTS.index("flows"), PAIR_COUNTS.index("votes")
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,11 +68,13 @@ def _used(counts: Counts, rows: Iterable[int]) -> dict[int, tuple[int, int]]:
     found: dict[int, tuple[int, int]] = {}
     for row in rows:
         ends = np.array([row, row + 1], np.uint64) << _EXIT_BITS
-        first, end = np.searchsorted(counts.pairs.keys, ends)
-        for key, columns in zip(counts.pairs.keys[first:end], counts.pairs.counts[first:end], strict=True):
+        first, end = np.searchsorted(counts.flows.keys, ends)
+        keys = counts.flows.keys[first:end]
+        votes = sum(unpacked(counts.votes.at(keys), len(FLOW_CLASSES)), np.zeros(len(keys), np.uint32))
+        for key, more, flows in zip(keys, votes, counts.flows.counts[first:end], strict=True):
             number = int(key & _EXIT_MASK)
-            votes, flows = found.get(number, (0, 0))
-            found[number] = votes + int(columns[_VOTES]), flows + int(columns[_FLOWS])
+            before = found.get(number, (0, 0))
+            found[number] = before[0] + int(more), before[1] + int(flows)
     return found
 
 

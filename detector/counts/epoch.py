@@ -6,6 +6,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+import numpy as np
+
 from detector.base.family import Family
 from detector.counts.observing import Observed, PoolRanges, observe
 from detector.counts.roster import Exits, Roster
@@ -37,6 +39,11 @@ class Epoch:
 
     def __post_init__(self) -> None:
         self.roster = Roster(self.exits)
+
+    def forget(self) -> None:
+        """Let go of who has left and of exits, unless there is evidence in the window."""
+        self.roster.forget(self.window.rows())
+        self.exits.forget(np.concatenate([self.window.exits(), self.roster.predicted_exits()]))
 
     def observed(self, counts: Counts | None = None) -> list[Observed]:
         """What the analysis is told of each family: the window as it is now, unless its counts are given."""

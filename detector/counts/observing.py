@@ -11,13 +11,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from detector.analysis.observation import Loss, Observation, Trials
-from detector.base.family import Address, Family, family_of, pack
-from detector.counts.columns import Columns
+from detector.analysis.observation import Loss, Observation, Sandwiches, Trials
+from detector.base.family import Address, Family, pack
+from detector.base.flows import FLOW_CLASSES, LAGS
+from detector.base.outcomes import LOST_FLOWS, LOST_MEASUREMENTS, Outcome
+from detector.counts import words
 from detector.counts.roster import NOBODY, Exits, Roster
 from detector.counts.window import Counts
-from detector.daemon.counting import EXPECTED_UNIT
-from detector.kernel.tables import FAMILIES, LOSSES, Outcome
+from detector.counts.words import Words, unpacked
 
 _EXIT_MASK = np.uint64(0xFFFFFFFF)
 _EXIT_BITS = np.uint64(32)
@@ -66,16 +67,22 @@ def observe(
     exclusive: bool,
 ) -> Observed:
     """What the window says of one family."""
-    pair_rows = (counts.pairs.keys >> _EXIT_BITS).astype(np.int64)
-    rows = roster.select(family, pair_rows)
+    pair_rows = (counts.flows.keys >> _EXIT_BITS).astype(np.int64)
+    rows = roster.select(family, np.concatenate([pair_rows, words.rows_of(counts.words)]))
     peer_of_row = np.full(roster.rows, NOBODY, np.int64)
     peer_of_row[rows] = np.arange(len(rows))
     mine = peer_of_row[pair_rows] != NOBODY if len(pair_rows) else np.zeros(0, np.bool_)
-    pairs = counts.pairs.keep(mine)
+    pairs = counts.flows.keep(mine)
+    exit_numbers = (pairs.keys & _EXIT_MASK).astype(np.int64)
     predicted = roster.predicted(rows)
-    used = _Numbering(family, exits, (pairs.keys & _EXIT_MASK).astype(np.int64), predicted.values())
+    used = _Numbering(family, exits, exit_numbers, predicted.values())
     of_family = [pool for pool in pools if pool.family is family]
-    trials = _dense_trials(counts.trials, peer_of_row, len(rows))
+    class_votes = np.stack(unpacked(counts.votes.at(pairs.keys), len(FLOW_CLASSES)), axis=-1)
+    told = Words(counts.words, peer_of_row, len(rows))
+    returns = _sandwiches(told, words.RETURN_SANDWICHES, len(LAGS))
+    lone = _trials(told, words.LONE_RETURNS, len(LAGS))
+    tried, hit = unpacked(told.one(words.DESTINATION), 2)
+    ports_tried, ports_true = unpacked(told.one(words.SAME_PORT), 2)
     return Observed(
         Observation(
             family=family,
@@ -85,21 +92,59 @@ def observe(
             pool_sizes=tuple(pool.size for pool in of_family),
             pool_origins=tuple(pool.origin for pool in of_family),
             peer=peer_of_row[pair_rows[mine]].astype(np.uint32),
-            exit=used.renumber((pairs.keys & _EXIT_MASK).astype(np.int64)).astype(np.uint32),
-            flows=pairs.counts[:, 0],
-            votes=pairs.counts[:, 1],
-            session_starts=pairs.counts[:, 2],
+            exit=used.renumber(exit_numbers).astype(np.uint32),
+            flows=pairs.counts,
+            votes=class_votes.sum(axis=1, dtype=np.uint32),
+            session_starts=counts.firsts.at(pairs.keys).astype(np.uint32),
+            same_destination=_all_returns(returns, lone),
             # The kernel adds to the two one after the other, and may have been between them when it was read.
-            same_destination=Trials(trials[:, 0], np.minimum(trials[:, 1], trials[:, 0])),
-            same_port=Trials(trials[:, 2], np.minimum(trials[:, 3], trials[:, 2])),
-            destination_predictor=Trials(trials[:, 4], trials[:, 5], trials[:, 6] / EXPECTED_UNIT),
+            same_port=Trials(ports_tried, np.minimum(ports_true, ports_tried)),
+            destination_predictor=Trials(tried, hit, told.one(words.EXPECTED) / words.EXPECTED_UNIT),
             predicted={name: used.renumber(table).astype(np.int32) for name, table in predicted.items()},
             is_network=roster.is_network(rows),
             exclusive_map=exclusive,
             loss=_loss(family, counts),
+            class_votes=class_votes,
+            vote_sandwiches=_sandwiches(told, words.VOTE_SANDWICHES, len(FLOW_CLASSES), len(LAGS)),
+            return_sandwiches=returns,
+            lone_returns=lone,
+            sessions=told.one(words.SESSIONS).astype(np.uint32),
+            untranslated_global=told.one(words.UNTRANSLATED_GLOBAL),
+            untranslated_private=told.one(words.UNTRANSLATED_PRIVATE),
+            untracked=told.one(words.UNTRACKED),
+            port_blocks=told.port_blocks(),
         ),
         rows,
     )
+
+
+def most_refused(counts: Counts, roster: Roster) -> tuple[str, int] | None:
+    """Who had the most flows that a table had no room for, and how many: the one that floods it."""
+    refused = counts.words.keys & np.uint64(127) == words.REFUSED
+    if not refused.any():
+        return None
+    found = counts.words.keep(refused)
+    most = int(np.argmax(found.counts))
+    (name,) = roster.pseudonyms(words.rows_of(found)[most : most + 1])
+    return name, int(found.counts[most])
+
+
+def _sandwiches(told: Words, word: int, *shape: int) -> Sandwiches:
+    packed = told.dense(word, int(np.prod(shape)))
+    both, mine, other, none = (part.reshape(-1, *shape) for part in unpacked(packed, 4))
+    return Sandwiches(both + mine + other + none, both, mine, other)
+
+
+def _trials(told: Words, word: int, count: int) -> Trials:
+    tried, true = unpacked(told.dense(word, count), 2)
+    return Trials(tried, np.minimum(true, tried))
+
+
+def _all_returns(returns: Sandwiches, lone: Trials) -> Trials:
+    """With a control or without, at every lag."""
+    tried = returns.tried.sum(axis=1, dtype=np.uint32) + lone.tried.sum(axis=1, dtype=np.uint32)
+    true = (returns.both + returns.mine).sum(axis=1, dtype=np.uint32)
+    return Trials(tried, true + lone.true.sum(axis=1, dtype=np.uint32))
 
 
 class _Numbering:
@@ -118,10 +163,11 @@ class _Numbering:
         wanted[seen] = True
         for table in predicted:
             wanted[table.ravel()] = True
+        wanted[:-1] &= exits.families() == list(Family).index(family)
         wanted[-1] = False
-        old = [int(number) for number in np.flatnonzero(wanted) if family_of(known[number]) is family]
+        old = np.flatnonzero(wanted)
         self._new[old] = np.arange(len(old))
-        self.addresses: tuple[Address, ...] = tuple(known[number] for number in old)
+        self.addresses: tuple[Address, ...] = tuple(known[number] for number in old.tolist())
 
     def renumber(self, numbers: NDArray[np.integer[Any]]) -> NDArray[np.int64]:
         """The new numbers; `NOBODY` stays itself."""
@@ -134,15 +180,11 @@ def _pool_of(address: Address, pools: Sequence[PoolRanges]) -> int:
     return next((index for index, pool in enumerate(pools) if pool.holds(packed)), -1)
 
 
-def _dense_trials(trials: Columns, peer_of_row: NDArray[np.int64], peers: int) -> NDArray[np.uint32]:
-    """Shape (P, trials): zeros for peers without any."""
-    dense = np.zeros((peers, trials.counts.shape[1]), np.uint32)
-    peer = peer_of_row[trials.keys.astype(np.int64)]
-    dense[peer[peer != NOBODY]] = trials.counts[peer != NOBODY]
-    return dense
-
-
 def _loss(family: Family, counts: Counts) -> Loss:
-    row = counts.outcomes[FAMILIES.index(family)]
-    lost = sum(int(row[outcome]) for outcome in LOSSES.values())
-    return Loss(int(row[Outcome.COUNTED]), lost, int(row[Outcome.UNATTRIBUTED]))
+    row = counts.outcomes[list(Family).index(family)]
+    return Loss(
+        seen=int(row[Outcome.COUNTED]),
+        lost=sum(int(row[outcome]) for outcome in LOST_FLOWS.values()),
+        unattributed=int(row[Outcome.UNATTRIBUTED]),
+        unmeasured=sum(int(row[outcome]) for outcome in LOST_MEASUREMENTS.values()),
+    )

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from detector.base.canaries import canary_name
-from detector.base.family import Address, Family, pack, unpack
+from detector.base.family import Address, Family, family_of, pack, unpack
 
 NOBODY = -1
 _NAMES = "S48"  # a canary's has up to 39 letters
@@ -38,25 +38,57 @@ class Member:
 
 
 class Exits:
-    """Exit addresses by number, in the order in which they were met."""
+    """Exit addresses by number, in the order in which they were met; a forgotten one's is used again."""
 
     def __init__(self) -> None:
         self._number: dict[bytes, int] = {}
+        self._addresses: list[Address] = []
+        self._family = np.empty(1024, np.uint8)
+        self._free: list[int] = []
 
     def __len__(self) -> int:
         return len(self._number)
 
     def number(self, packed: bytes) -> int:
         """The number of an exit, given as 16 bytes."""
-        return self._number.setdefault(packed, len(self._number))
+        number = self._number.get(packed)
+        return self._add(packed) if number is None else number
 
     def numbers(self, packed: NDArray[np.void]) -> NDArray[np.uint64]:
         """The numbers of several: shape (n,), 16 bytes each."""
-        return np.array([self.number(one.tobytes()) for one in packed], np.uint64)
+        return np.array([self.number(one) for one in packed.tolist()], np.uint64)
 
     def addresses(self) -> list[Address]:
-        """Every exit that was met, by number."""
-        return [unpack(packed) for packed in self._number]
+        """Every exit by number; where one was forgotten, an address that stands for nothing."""
+        return self._addresses
+
+    def families(self) -> NDArray[np.uint8]:
+        """Index of the family of every exit, by number."""
+        return self._family[: len(self._addresses)]
+
+    def forget(self, seen: NDArray[np.integer]) -> None:
+        """Let go of the exits that are not among these numbers."""
+        unseen = np.ones(len(self._addresses), np.bool_)
+        unseen[seen] = False
+        unseen[self._free] = False
+        gone = np.flatnonzero(unseen).tolist()
+        for number in gone:
+            del self._number[pack(self._addresses[number])]
+        self._free += gone
+
+    def _add(self, packed: bytes) -> int:
+        address = unpack(packed)
+        if self._free:
+            number = self._free.pop()
+            self._addresses[number] = address
+        else:
+            number = len(self._addresses)
+            self._addresses.append(address)
+            if number >= len(self._family):
+                self._family = np.append(self._family, np.empty(len(self._family), np.uint8))
+        self._family[number] = list(Family).index(family_of(address))
+        self._number[packed] = number
+        return number
 
 
 class Roster:
@@ -217,6 +249,11 @@ class Roster:
     def predicted(self, rows: NDArray[np.integer]) -> dict[str, NDArray[np.int32]]:
         """Per predictor, shape (rows, pools): exit numbers, `NOBODY` for none."""
         return {name: table[rows] for name, table in self._predicted.items()}
+
+    def predicted_exits(self) -> NDArray[np.int64]:
+        """The numbers of the exits that are predicted for somebody, each once or more often."""
+        tables = [table[table != NOBODY].astype(np.int64) for table in self._predicted.values()]
+        return np.concatenate([np.empty(0, np.int64), *tables])
 
     @property
     def names(self) -> NDArray[np.bytes_]:

@@ -4,23 +4,13 @@
 from __future__ import annotations
 
 from collections import deque
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
 
 from detector.counts.columns import Columns, merge
-
-PAIR_COUNTS = ("flows", "votes", "session_starts")
-TRIAL_COUNTS = (
-    "same_destination_tried",
-    "same_destination_true",
-    "same_port_tried",
-    "same_port_true",
-    "destination_tried",
-    "destination_hit",
-    "destination_expected",
-)
+from detector.counts.words import rows_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,30 +18,36 @@ class Counts:
     """What was counted in some span of time.
 
     Attributes:
-        pairs: by row << 32 | exit number: the `PAIR_COUNTS`.
-        trials: by row: the `TRIAL_COUNTS`; expected hits in units of 2^-16.
         outcomes: shape (families, outcomes), int64: flows by what became of them.
+        flows: by row << 32 | exit number.
+        votes: likewise, the votes among them: four words of 16 bits, by class of flow.
+        firsts: likewise, the flows that began a session.
+        words: of rows, see `detector.counts.words`.
     """
 
-    pairs: Columns
-    trials: Columns
     outcomes: NDArray[np.int64]
+    flows: Columns = field(default_factory=Columns.empty)
+    votes: Columns = field(default_factory=Columns.empty)
+    firsts: Columns = field(default_factory=Columns.empty)
+    words: Columns = field(default_factory=Columns.empty)
 
     @classmethod
     def none(cls, shape: tuple[int, int]) -> Counts:
         """Nothing; `shape` is that of the outcomes."""
-        return cls(
-            Columns.empty(len(PAIR_COUNTS)), Columns.empty(len(TRIAL_COUNTS)), np.zeros(shape, np.int64)
-        )
+        return cls(np.zeros(shape, np.int64))
 
     @classmethod
     def total(cls, parts: list[Counts]) -> Counts:
         """The sum of at least one."""
         return cls(
-            merge([part.pairs for part in parts]),
-            merge([part.trials for part in parts]),
             np.sum([part.outcomes for part in parts], axis=0),
+            *(merge(list(columns)) for columns in zip(*(part.columns for part in parts), strict=True)),
         )
+
+    @property
+    def columns(self) -> tuple[Columns, ...]:
+        """All that is kept by key."""
+        return self.flows, self.votes, self.firsts, self.words
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,18 +105,21 @@ class Window:
     def rows(self) -> NDArray[np.int64]:
         """The rows of which there is something in the window, each once or more often."""
         total = self.total()
-        pairs = total.pairs.keys >> np.uint64(32)
-        return np.concatenate([pairs, total.trials.keys]).astype(np.int64)
+        return np.concatenate([(total.flows.keys >> np.uint64(32)).astype(np.int64), rows_of(total.words)])
+
+    def exits(self) -> NDArray[np.int64]:
+        """The numbers of the exits of which there is something in the window, each once or more often."""
+        return (self.total().flows.keys & np.uint64(0xFFFFFFFF)).astype(np.int64)
 
     def held(self, now: float) -> Held:
         """What is in memory, at a time on the clock of `turn`."""
         panes = [*self._closed, self._current]
-        filled = [age for age, pane in enumerate(reversed(panes)) if len(pane.pairs.keys)]
-        columns = [part for pane in panes for part in (pane.pairs, pane.trials)]
+        filled = [age for age, pane in enumerate(reversed(panes)) if len(pane.flows)]
+        columns = [part for pane in panes for part in pane.columns]
         return Held(
             len(panes),
-            sum(len(pane.pairs.keys) for pane in panes),
-            sum(len(pane.trials.keys) for pane in panes),
+            sum(len(pane.flows) for pane in panes),
+            sum(len(pane.words) for pane in panes),
             now - self._since + max(filled) * self._length if filled else None,
             sum(part.keys.nbytes + part.counts.nbytes for part in columns),
         )

@@ -174,7 +174,9 @@ class Aggregator:
         epoch.window.add(self._counts.attribute(drained, epoch.roster, epoch.exits))
         turned = epoch.window.turn(self._clock.monotonic())
         if turned:
-            epoch.roster.forget(epoch.window.rows())
+            epoch.forget()
+            if self._counts.exits_crowded():
+                self._counts.renumber_exits()
         self._pane += turned
         self._set_control()
 
@@ -223,6 +225,7 @@ class Aggregator:
 
     def _begin_epoch(self, message: Rules) -> None:
         """The rules have changed; what was counted until now is the old mapping's."""
+        self._counts.renumber_exits()  # there may be others now, and those of before give room
         self._take(self._counts.drain())
         ended = self.epoch
         until = self._clock.monotonic() + self._config.window
@@ -289,7 +292,7 @@ class Aggregator:
             durations=durations,
             outcomes=self._counts.outcomes(),
             drained_rows=self._counts.drained_rows,
-            fill={**fill, "peers": epoch.roster.present, "window": len(counts.pairs.keys)},
+            fill={**fill, "peers": epoch.roster.present, "window": len(counts.flows)},
             refused_peers=told.refused,
             resident={"sensor": told.resident, "aggregator": self._resident()},
             run_time=RunTime(told.runs, told.run_nanoseconds),

@@ -11,9 +11,9 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Protocol, TypeVar
 
 from detector.base.family import Address, Family
+from detector.base.outcomes import Outcome
 from detector.config.model import Config
 from detector.kernel.bpf import RunTime
-from detector.kernel.tables import Outcome
 
 if TYPE_CHECKING:  # the sensor does without NumPy
     from detector.counts.roster import Exits, Roster
@@ -66,6 +66,12 @@ class CountsSource(Protocol):
 
     def attribute(self, drained: Drained, roster: Roster, exits: Exits) -> Counts:
         """Put what was drained under the rows of the roster."""
+
+    def renumber_exits(self) -> None:
+        """At the next drain, have exits numbered anew, so that those that nobody uses give room."""
+
+    def exits_crowded(self) -> bool:
+        """Whether most of the numbers that exits can have are given."""
 
     def release(self, slots: Iterable[int]) -> None:
         """Clear slots that nobody is counted for any more."""

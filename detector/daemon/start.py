@@ -42,8 +42,13 @@ _PATIENCE = 1.0  # seconds between two looks at what is waited for
 FRUGAL = {"MALLOC_ARENA_MAX": "1", "MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"}
 
 # The program stays out of the aggregator's reach: whoever has it can attach it once more.
-_SENSOR_MAPS = ("peers", "networks4", "networks6", "tunnels", "pools", "program", "link0", "link1")
-_AGGREGATOR_MAPS = ("pairs", "pairs_a", "pairs_b", "exits", "slots", "controls", "outcomes")
+_SENSOR_MAPS = (
+    "peers", "networks4", "networks6", "watched", "pools", "evidences", "program", "link0", "link1",
+)  # fmt: skip
+# Arrays that it maps: it makes no call of bpf().
+_AGGREGATOR_MAPS = (
+    "pairs", "exits", "exit_lines", "exits_met", "slots", "evidences", "controls", "outcomes",
+)  # fmt: skip
 
 
 def run(config: Config, path: Path) -> NoReturn:

@@ -14,7 +14,7 @@ import numpy as np
 from detector.base.family import Family, pack
 from detector.counts.observing import PoolRanges
 from detector.counts.roster import Member
-from detector.kernel.drain import COUNTS, EXIT, Drained
+from detector.kernel.drain import EXIT, Drained, Pairs
 
 _PEERS = 16  # in each family
 _VOTES = 12
@@ -47,12 +47,12 @@ def drained() -> Drained:
             if share:
                 rows.append((member.slot, pack(ip_address(_exit(member.family, number))), share))
     exits = list(dict.fromkeys(packed for _, packed, _ in rows))
-    return Drained(
+    flows = Pairs(
         np.array([slot for slot, _, _ in rows], np.uint32),
         np.array([exits.index(packed) for _, packed, _ in rows], np.int32),
-        np.frombuffer(b"".join(exits), EXIT),
-        np.array([[share] * len(COUNTS) for _, _, share in rows], np.uint32),
+        np.array([share for _, _, share in rows], np.uint64),
     )
+    return Drained(flows, flows, flows, np.frombuffer(b"".join(exits), EXIT))
 
 
 def _exit(family: Family, number: int) -> str:

@@ -21,7 +21,8 @@ class KernelTables:
 
     def __init__(self, maps: Mapping[str, int], sizes: Tables) -> None:
         self._maps = maps
-        self._peers = PeerTable(maps, sizes)
+        self._watched = tables.Watched(maps)
+        self._peers = PeerTable(maps, sizes, self._watched)
 
     def set_peer(self, ifindex: int, address: Address, prefix_length: int, slot: int) -> None:
         """Make flows from a tunnel address, or from a network of them, count for a slot.
@@ -37,11 +38,11 @@ class KernelTables:
 
     def set_tunnel(self, ifindex: int) -> None:
         """Name a WireGuard interface: its flows without a slot are unattributed."""
-        tables.set_tunnel(self._maps, ifindex)
+        self._watched.add_tunnel(ifindex)
 
     def remove_tunnel(self, ifindex: int) -> None:
         """Forget one."""
-        tables.remove_tunnel(self._maps, ifindex)
+        self._watched.remove_tunnel(ifindex)
 
     def set_pools(self, ranges: Sequence[tuple[Address, Address]]) -> int:
         """Name the exit ranges for the destination predictor; returns how many did not fit."""

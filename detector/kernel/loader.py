@@ -27,15 +27,15 @@ from typing import Any
 from detector.base.errors import ExitprintError, HostError
 from detector.base.interpreter import module_command
 from detector.config.model import Tables
-from detector.kernel import bpf, btf, source
+from detector.kernel import bpf, btf, control, source
 from detector.kernel.binding import load_bcc
+from detector.kernel.tables import Budgets
 from detector.kernel.tables import macros as table_macros
-from detector.kernel.tables import set_control
 
 HOOKS = ("netfilter", "kprobe")
 MAPS = (
-    "pairs", "pairs_a", "pairs_b", "exits", "slots", "controls", "outcomes",
-    "peers", "networks4", "networks6", "tunnels", "pools",
+    "pairs", "exits", "exit_lines", "exits_met", "slots", "evidences", "controls", "outcomes",
+    "peers", "networks4", "networks6", "watched", "pools",
 )  # fmt: skip
 
 _CONFIRM = "__nf_conntrack_confirm"
@@ -107,13 +107,13 @@ def _ending(status: int) -> str:
 def _build(request: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
     """Compile and attach; returns the BCC object (which keeps the maps open) and the answer's parts."""
     types = conntrack_btf()
-    macros = source.offsets(types) | source.draw_secret() | table_macros(Tables(**request["sizes"]))
+    sizes = Tables(**request["sizes"])
+    macros = source.offsets(types) | source.draw_secret() | table_macros(sizes)
     macros["EP_NAMESPACE"] = os.stat("/proc/self/ns/net").st_ino  # noqa: PTH116  (does not follow to a path)
     wanted = HOOKS if request["hook"] == "auto" else (request["hook"],)
     hook, refused, program, attached = _first_that_attaches(wanted, macros, types.kernel)
     maps = {name: program[name.encode()].get_fd() for name in MAPS}
-    set_control(maps, time.monotonic(), request["session_gap"], pane=1)
-    bpf.update(maps["pairs"], bytes(4), maps["pairs_a"].to_bytes(4, sys.byteorder))
+    control.start(maps, time.monotonic(), request["session_gap"], Budgets.of(sizes))
     return program, {"hook": hook, "refused": refused, "descriptors": maps | attached}
 
 

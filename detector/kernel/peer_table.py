@@ -2,20 +2,21 @@
 """Which tunnel address has which slot, as the kernel program looks it up.
 
 One address is in the map ``peers``, an array of lines with room for two, in one of the lines from the one
-that its hash names. A network of addresses is in a trie, and so is an address whose lines are all full. There
-is one writer; what it knows is what the maps hold. No NumPy in here: the sensor does without.
+that its hash names. Of the lines only as many are used as the peers want, so that few peers are in few pages.
+A network of addresses is in a trie, and so is an address whose lines are all full. There is one writer. No
+NumPy in here: the sensor does without.
 """
 
 from __future__ import annotations
 
 import struct
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from contextlib import contextmanager
 
 from detector.base.family import Address
 from detector.config.model import Tables
-from detector.kernel import bpf
-from detector.kernel.tables import peer_lines
+from detector.kernel import bpf, mapped
+from detector.kernel.tables import Watched, peer_lines
 
 # Those of bpf/tables.h, of mix() there, and of find_slot() in bpf/observe.h.
 PEERS_IN_LINE = 2
@@ -26,10 +27,10 @@ _64_BITS = 2**64 - 1
 
 _KEY = struct.Struct("<I")
 _PEER = struct.Struct("<II16s")  # interface, slot + 1, address
-_NOBODY = bytes(_PEER.size)
 _HALVES = struct.Struct("<QQ")
 _PREFIX = struct.Struct("<II")
 _INTERFACE_BITS = 32
+_FEWEST_LINES = 64
 
 
 def line_of(ifindex: int, address: Address) -> int:
@@ -45,10 +46,15 @@ class PeerTable:
     Args:
         maps: descriptors by name.
         sizes: those that the program was loaded with.
+        watched: where the number of lines in use is said.
     """
 
-    def __init__(self, maps: Mapping[str, int], sizes: Tables) -> None:
-        self._maps, self._lines = maps, peer_lines(sizes)
+    def __init__(self, maps: Mapping[str, int], sizes: Tables, watched: Watched) -> None:
+        self._maps, self._most, self._watched = maps, peer_lines(sizes), watched
+        self._slots: dict[tuple[int, Address], int] = {}
+        self._in_trie: set[tuple[int, Address]] = set()  # since their lines are full
+        if not watched.peer_lines:
+            watched.peer_lines = min(_FEWEST_LINES, self._most)
 
     def set(self, ifindex: int, address: Address, prefix_length: int, slot: int) -> None:
         """Make flows from a tunnel address, or from a network of them, count for a slot.
@@ -57,59 +63,99 @@ class PeerTable:
             OSError: ENOSPC when the table is full.
         """
         if prefix_length == address.max_prefixlen:
-            places = list(self._places(ifindex, address))
-            found = [place for place in places if place.is_of(ifindex, address)]
-            free = [place for place in places if place.free]
-            if found or free:
-                self._write((found or free)[0], _PEER.pack(ifindex, slot + 1, _packed(address)))
+            self._slots[ifindex, address] = slot
+            if len(self._slots) > self._watched.peer_lines < self._most:
+                self._grow()
+            with self._opened() as lines:
+                in_line = lines.put(self._watched.peer_lines, ifindex, address, slot)
+            if in_line:
+                self._leave_trie(ifindex, address)
                 return
+            self._in_trie.add((ifindex, address))
         table, key = self._trie(ifindex, address, prefix_length)
         bpf.update(table, key, _KEY.pack(slot))
 
     def remove(self, ifindex: int, address: Address, prefix_length: int) -> None:
         """Forget a tunnel address or a network of them; one that is not there is no error."""
         if prefix_length == address.max_prefixlen:
-            for place in self._places(ifindex, address):
-                if place.is_of(ifindex, address):
-                    self._write(place, _NOBODY)
-        bpf.delete(*self._trie(ifindex, address, prefix_length))
+            self._slots.pop((ifindex, address), None)
+            with self._opened() as lines:
+                lines.clear(lines.places(self._watched.peer_lines, ifindex, address), ifindex, address)
+            self._leave_trie(ifindex, address)
+        else:
+            bpf.delete(*self._trie(ifindex, address, prefix_length))
 
-    def _places(self, ifindex: int, address: Address) -> Iterator[_Place]:
-        """Where an address can be, in the order in which the program looks."""
-        first = line_of(ifindex, address)
-        for line in dict.fromkeys((first + probe) % self._lines for probe in range(PROBES)):
-            held = bpf.lookup(self._maps["peers"], _KEY.pack(line), LINE_SIZE)
-            for index in range(PEERS_IN_LINE):
-                yield _Place(line, index, held)
+    def _leave_trie(self, ifindex: int, address: Address) -> None:
+        if (ifindex, address) in self._in_trie:
+            self._in_trie.remove((ifindex, address))
+            bpf.delete(*self._trie(ifindex, address, address.max_prefixlen))
 
-    def _write(self, place: _Place, entry: bytes) -> None:
-        """Make or clear an entry: none becomes another's, so one that is seen half written is nobody's."""
-        at = place.index * _PEER.size
-        line = place.held[:at] + entry + place.held[at + _PEER.size :]
-        bpf.update(self._maps["peers"], _KEY.pack(place.line), line)
+    def _grow(self) -> None:
+        """Use twice the lines: everybody is in both places before the program looks for the new ones only."""
+        before, after = self._watched.peer_lines, 2 * self._watched.peer_lines
+        with self._opened() as lines:
+            for (ifindex, address), slot in self._slots.items():
+                if not lines.put(after, ifindex, address, slot):
+                    bpf.update(*self._trie(ifindex, address, address.max_prefixlen), _KEY.pack(slot))
+                    self._in_trie.add((ifindex, address))
+            self._watched.peer_lines = after
+            mapped.wait_for_programs()
+            for ifindex, address in self._slots:
+                there = set(lines.places(after, ifindex, address))
+                left = [place for place in lines.places(before, ifindex, address) if place not in there]
+                lines.clear(left, ifindex, address)
+
+    @contextmanager
+    def _opened(self) -> Iterator[_Lines]:
+        with mapped.opened(self._maps["peers"], 0, self._most * LINE_SIZE) as memory:
+            yield _Lines(memory)
 
     def _trie(self, ifindex: int, address: Address, prefix_length: int) -> tuple[int, bytes]:
         prefix = _PREFIX.pack(_INTERFACE_BITS + prefix_length, ifindex)
         return self._maps[f"networks{address.version}"], prefix + address.packed
 
 
-@dataclass(frozen=True, slots=True, repr=False)
-class _Place:
-    """Room for one address: which of a line, and what that line holds."""
+class _Lines:
+    """The lines of the map as memory; a place is the offset of an entry."""
 
-    line: int
-    index: int
-    held: bytes
+    def __init__(self, memory: memoryview) -> None:
+        self._memory = memory
 
-    def is_of(self, ifindex: int, address: Address) -> bool:
-        """Is it this address's?"""
-        there, slot, packed = _PEER.unpack_from(self.held, self.index * _PEER.size)
+    def places(self, used: int, ifindex: int, address: Address) -> list[int]:
+        """Where an address can be while so many lines are used, in the order in which the program looks."""
+        first = line_of(ifindex, address)
+        lines = dict.fromkeys((first + probe) % used for probe in range(PROBES))
+        return [line * LINE_SIZE + at * _PEER.size for line in lines for at in range(PEERS_IN_LINE)]
+
+    def put(self, used: int, ifindex: int, address: Address, slot: int) -> bool:
+        """Name an address's slot, where it is already or in a free place; False where there is none."""
+        places = self.places(used, ifindex, address)
+        place = next((one for one in places if self._is_of(one, ifindex, address)), None)
+        if place is None:
+            place = next((one for one in places if not self._slot(one)), None)
+        if place is None:
+            return False
+        packed = _PEER.pack(ifindex, slot + 1, _packed(address))
+        # Who it is before that it is somebody: an entry that is seen half written is nobody's.
+        self._memory[place + 8 : place + _PEER.size] = packed[8:]
+        self._memory[place : place + 4] = packed[:4]
+        self._memory[place + 4 : place + 8] = packed[4:8]
+        return True
+
+    def clear(self, places: list[int], ifindex: int, address: Address) -> bool:
+        """Empty those of these places that are an address's; whether there was one."""
+        found = [place for place in places if self._is_of(place, ifindex, address)]
+        for place in found:
+            self._memory[place + 4 : place + 8] = bytes(4)
+        return bool(found)
+
+    def _slot(self, place: int) -> int:
+        found: int = _KEY.unpack_from(self._memory, place + 4)[0]
+        return found
+
+    def _is_of(self, place: int, ifindex: int, address: Address) -> bool:
+        there, slot, packed = _PEER.unpack_from(self._memory, place)
         return bool(slot) and (there, packed) == (ifindex, _packed(address))
-
-    @property
-    def free(self) -> bool:
-        """Is it nobody's?"""
-        return not _PEER.unpack_from(self.held, self.index * _PEER.size)[1]
 
 
 def _packed(address: Address) -> bytes:

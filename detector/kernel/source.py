@@ -14,16 +14,22 @@ from detector.kernel.btf import Btf
 _FIELDS = {
     "EP_SKB_NFCT": ("sk_buff", "_nfct"),
     "EP_SKB_IIF": ("sk_buff", "skb_iif"),
+    "EP_SKB_DEV": ("sk_buff", "dev"),
+    "EP_SKB_HEAD": ("sk_buff", "head"),
+    "EP_SKB_NETWORK_HEADER": ("sk_buff", "network_header"),
+    "EP_DEV_IFINDEX": ("net_device", "ifindex"),
     "EP_TUPLE_SRC": ("nf_conntrack_tuple", "src.u3"),
     "EP_TUPLE_SRC_PORT": ("nf_conntrack_tuple", "src.u"),
     "EP_TUPLE_L3NUM": ("nf_conntrack_tuple", "src.l3num"),
     "EP_TUPLE_DST": ("nf_conntrack_tuple", "dst.u3"),
+    "EP_TUPLE_DST_PORT": ("nf_conntrack_tuple", "dst.u"),
     "EP_TUPLE_PROTONUM": ("nf_conntrack_tuple", "dst.protonum"),
     "EP_CT_TUPLEHASH": ("nf_conn", "tuplehash.tuple"),
     "EP_CT_STATUS": ("nf_conn", "status"),
     "EP_CT_NET": ("nf_conn", "ct_net.net"),
     "EP_NET_INUM": ("net", "ns.inum"),
     "EP_STATE_PF": ("nf_hook_state", "pf"),
+    "EP_STATE_OUT": ("nf_hook_state", "out"),
 }
 # A struct of nothing but u64, in every kernel's BTF; as part of the interface to user space it stays so.
 _WORDS = "rtnl_link_stats64"
@@ -71,8 +77,8 @@ def direct_reads(kernel: Btf, span: int) -> dict[str, int]:
 
 
 def draw_secret() -> dict[str, int]:
-    """The key of the memories behind the contrasts: new at each load, in the program's text alone."""
-    return {"EP_SECRET_0": secrets.randbits(64), "EP_SECRET_1": secrets.randbits(64)}
+    """The keys of memories and hash tables: new at each load, in the program's text alone."""
+    return {f"EP_SECRET_{number}": secrets.randbits(64) for number in range(4)}
 
 
 def flags(macros: Mapping[str, int]) -> list[str]:

@@ -6,52 +6,62 @@ No NumPy in here: the sensor does without. Reading the counts is `detector.kerne
 
 from __future__ import annotations
 
+import re
 import struct
 from collections.abc import Mapping, Sequence
-from enum import IntEnum
+from pathlib import Path
+from typing import NamedTuple
 
 from detector.base.family import Address, Family
+from detector.base.outcomes import LOSSES, Outcome
 from detector.config.model import Tables
-from detector.kernel import bpf
+from detector.kernel import mapped
+
+__all__ = ["FAMILIES", "LOSSES", "Outcome"]
 
 MAX_POOLS = 64
-MAX_TUNNELS = 256
 WAYS = 4
 EXITS_IN_BLOCK = 6
 EXIT_WAYS = 8
-PANE_BITS = 12
-
-SLOT_SIZE = 64
 CHANCE_UNIT = 1 << 24
+OUTCOME_ROOM = 32
 
-_KEY = struct.Struct("<I")
-_CONTROL = struct.Struct("<4I")
+BLOCK_SIZE = 32
+SLOT_SIZE = 64
+EVIDENCE_SIZE = 192
+WATCHED_SIZE = 64 + 4096
+
+_TUNNEL_LINES, _TUNNELS_IN_LINE = 64, 16
+_FIRST_TUNNEL = 16  # words of `watched` before its tunnels
+_PEER_LINES = 0  # and which of them is the number of lines in use
+
+_BUCKETS = 4096  # of exits, for a pool that has more than the table has room for
+_LEAST_SHARE = 64  # of a table for one slot
+_PACKED_LIMIT = 100  # twice this, and some, has to be below 256: a pane may turn between two drains
+
 _POOL = struct.Struct("<4I4III")
 
 FAMILIES = (Family.IPV4, Family.IPV6)
 
 
-class Outcome(IntEnum):
-    """What became of a flow; the numbers are those of ``enum outcome``."""
+class Budgets(NamedTuple):
+    """What is measured of a slot and class of flows in a pane, at most.
 
-    COUNTED = 0
-    NOT_A_PEER = 1
-    NOT_TRANSLATED = 2
-    UNATTRIBUTED = 3
-    UNREADABLE = 4
-    LOST_PAIRS = 5
-    LOST_DESTINATIONS = 6
-    LOST_PORTS = 7
-    LOST_EXITS = 8
+    Attributes:
+        votes, returns, reuses: trials of each kind.
+        looked: flows that are looked at for them, whatever they turn out to be.
+    """
 
+    votes: int
+    returns: int
+    reuses: int
+    looked: int
 
-LOSSES = {
-    "pairs_full": Outcome.LOST_PAIRS,
-    "exits_full": Outcome.LOST_EXITS,
-    "destinations_full": Outcome.LOST_DESTINATIONS,
-    "ports_full": Outcome.LOST_PORTS,
-    "unreadable": Outcome.UNREADABLE,
-}
+    @classmethod
+    def of(cls, sizes: Tables) -> Budgets:
+        """From the number of flows that are to be looked at."""
+        votes = min(-(-sizes.measured // 4), _PACKED_LIMIT)
+        return cls(votes, votes, -(-votes // 2), min(sizes.measured, _PACKED_LIMIT + 27))
 
 
 def _power_of_two(least: int) -> int:
@@ -65,8 +75,28 @@ def peer_lines(sizes: Tables) -> int:
 
 
 def blocks(sizes: Tables) -> int:
-    """Blocks of a table of pairs: those of `sizes.pairs` pairs of which no two share one."""
+    """Blocks of half a table of pairs: those of `sizes.pairs` pairs of which no two share one."""
     return _power_of_two(sizes.pairs)
+
+
+def blocks_stride(sizes: Tables) -> int:
+    """Blocks from one half of the pairs to the other: whole pages."""
+    return max(blocks(sizes), mapped.PAGE // BLOCK_SIZE)
+
+
+def exit_buckets(sizes: Tables) -> int:
+    """Buckets for the exits of a family that have no number of their own."""
+    return min(_BUCKETS, _power_of_two(sizes.exits))
+
+
+def exit_numbers(sizes: Tables) -> int:
+    """Numbers of a family's exits; those of IPv6 come after those of IPv4."""
+    return sizes.exits + exit_buckets(sizes)
+
+
+def exit_lines(sizes: Tables) -> int:
+    """Lines in which the numbers of a family's exits are found."""
+    return _power_of_two(2 * sizes.exits // EXIT_WAYS)
 
 
 def capacities(sizes: Tables) -> dict[str, int]:
@@ -80,30 +110,61 @@ def macros(sizes: Tables) -> dict[str, int]:
         "EP_PEERS": sizes.peers,
         "EP_PEER_LINES": peer_lines(sizes),
         "EP_BLOCKS": blocks(sizes),
+        "EP_BLOCKS_STRIDE": blocks_stride(sizes),
+        "EP_BLOCK_SHARE": min(max(blocks(sizes) // 8, _LEAST_SHARE), 0xFFFF),
         "EP_DESTINATION_BUCKETS": max(sizes.destinations // WAYS, 1),
+        "EP_VISIT_BUCKETS": max(sizes.destinations // WAYS, 1),
         "EP_PORT_BUCKETS": max(sizes.ports // WAYS, 1),
         "EP_POOLS": MAX_POOLS,
         "EP_EXITS": sizes.exits,
-        "EP_EXIT_LINES": _power_of_two(2 * sizes.exits // EXIT_WAYS),
+        "EP_EXIT_BUCKETS": exit_buckets(sizes),
+        "EP_EXIT_LINES": exit_lines(sizes),
+        "EP_EXIT_SHARE": max(sizes.exits // 16, _LEAST_SHARE),
         "EP_PANES": sizes.panes,
-        "EP_MEASURED": sizes.measured,
+        "EP_PROCESSORS": possible_processors(),
     }
 
 
-def set_tunnel(maps: Mapping[str, int], ifindex: int) -> None:
-    """Name a WireGuard interface: its flows without a slot are unattributed."""
-    bpf.update(maps["tunnels"], _KEY.pack(ifindex), _KEY.pack(1))
+def possible_processors() -> int:
+    """How many processors there can be (possible ones, not those online)."""
+    text = Path("/sys/devices/system/cpu/possible").read_text()
+    return int(re.split("[-,]", text.strip())[-1]) + 1
 
 
-def remove_tunnel(maps: Mapping[str, int], ifindex: int) -> None:
-    """Forget an interface."""
-    bpf.delete(maps["tunnels"], _KEY.pack(ifindex))
+class Watched:
+    """The table ``watched``, with one writer: the tunnels, and how many lines the peers use."""
 
+    def __init__(self, maps: Mapping[str, int]) -> None:
+        self._words = mapped.Words(maps["watched"], WATCHED_SIZE)
 
-def set_control(maps: Mapping[str, int], now: float, session_gap: float, pane: int) -> None:
-    """Tell the program the time, the gap that ends a session (both in seconds) and the current pane."""
-    milliseconds = int(now * 1000) & 0xFFFFFFFF
-    bpf.update(maps["controls"], _KEY.pack(0), _CONTROL.pack(milliseconds, int(session_gap * 1000), pane, 0))
+    @property
+    def peer_lines(self) -> int:
+        """Lines of the table of peers that are used; 0 before the first word on it."""
+        return self._words[_PEER_LINES]
+
+    @peer_lines.setter
+    def peer_lines(self, lines: int) -> None:
+        self._words[_PEER_LINES] = lines
+
+    def add_tunnel(self, ifindex: int) -> bool:
+        """Name a WireGuard interface: its flows without a slot are unattributed; False for no room."""
+        places = self._places(ifindex)
+        if any(self._words[place] == ifindex for place in places):
+            return True
+        free = next((place for place in places if not self._words[place]), None)
+        if free is not None:
+            self._words[free] = ifindex
+        return free is not None
+
+    def remove_tunnel(self, ifindex: int) -> None:
+        """Forget an interface."""
+        for place in self._places(ifindex):
+            if self._words[place] == ifindex:
+                self._words[place] = 0
+
+    def _places(self, ifindex: int) -> range:
+        first = _FIRST_TUNNEL + ifindex % _TUNNEL_LINES * _TUNNELS_IN_LINE
+        return range(first, first + _TUNNELS_IN_LINE)
 
 
 def set_pools(maps: Mapping[str, int], ranges: Sequence[tuple[Address, Address]]) -> int:
@@ -113,10 +174,9 @@ def set_pools(maps: Mapping[str, int], ranges: Sequence[tuple[Address, Address]]
         How many did not fit and are therefore not predicted for.
     """
     fitting = ranges[:MAX_POOLS]
-    for index, (first, last) in enumerate(fitting):
-        bpf.update(maps["pools"], _KEY.pack(index), _pool(first, last))
-    for index in range(len(fitting), MAX_POOLS):
-        bpf.update(maps["pools"], _KEY.pack(index), bytes(_POOL.size))
+    written = b"".join(_pool(first, last) for first, last in fitting)
+    with mapped.opened(maps["pools"], 0, MAX_POOLS * _POOL.size) as table:
+        table[: MAX_POOLS * _POOL.size] = written.ljust(MAX_POOLS * _POOL.size, b"\0")
     return len(ranges) - len(fitting)
 
 

@@ -10,10 +10,8 @@ from __future__ import annotations
 
 import ctypes
 import json
-import mmap
 import os
 import socket
-import struct
 import subprocess
 import sys
 import threading
@@ -37,10 +35,11 @@ from detector.daemon.channel import aggregator_end, sensor_end
 from detector.daemon.counting import KernelCounts
 from detector.daemon.memory import resident_bytes
 from detector.daemon.messages import ExitRanges, Member, Rules
-from detector.kernel import bpf
-from detector.kernel.drain import BLOCK, SLOT, VOTES_FIRSTS, possible_processors
+from detector.kernel import mapped
+from detector.kernel.control import Control
+from detector.kernel.drain import BLOCK, EVIDENCE, EXIT, VOTES
 from detector.kernel.loader import load
-from detector.kernel.tables import EXITS_IN_BLOCK, Outcome, blocks
+from detector.kernel.tables import EXITS_IN_BLOCK, Outcome, blocks, blocks_stride, exit_numbers
 from detector.lab.namespaces import Namespace, entered, ip_batch
 
 SIZES = ((10_000, 100_000), (100_000, 1_000_000))
@@ -49,8 +48,6 @@ _NAMESPACE = "exitprint-scale"
 _EXITS = 250
 _FIRST_EXIT = IPv4Address("198.18.0.1")
 _PREDICTORS = ("kernel_persistent", "modulo", "linear")
-_BATCH = struct.Struct("<QQQQIIQQ")  # in_batch, out_batch, keys, values, count, map_fd, elem_flags, flags
-_MAP_UPDATE_BATCH = 26
 _FLOWS, _VOTES = 4, 1  # of a pair
 
 Results = dict[str, Any]
@@ -186,60 +183,53 @@ def _drawn(peers: int, pairs: int, seed: int) -> tuple[NDArray[np.intp], NDArray
 
 def _fill(maps: dict[str, int], sizes: Tables, peers: int, pairs: int, seed: int) -> None:
     """Write what the kernel program would have counted."""
-    for number in range(_EXITS):
-        packed = bytes(10) + b"\xff\xff" + (_FIRST_EXIT + number).packed
-        bpf.update(maps["exits"], number.to_bytes(4, "little"), packed)
+    control = Control(maps)
+    first_exit = control.exits_half * 2 * exit_numbers(sizes)
+    with mapped.opened(maps["exits"], first_exit * EXIT.itemsize, _EXITS * EXIT.itemsize) as memory:
+        packed = [bytes(10) + b"\xff\xff" + (_FIRST_EXIT + number).packed for number in range(_EXITS)]
+        memory[: _EXITS * EXIT.itemsize] = b"".join(packed)
     peer, exit_ = _drawn(peers, pairs, seed)
     groups, block = np.unique(peer << 32 | exit_ // EXITS_IN_BLOCK, return_inverse=True)
     written = np.zeros((2, len(groups)), BLOCK)
     written["group"], written["owner"] = groups & 0xFFFFFFFF, (groups >> 32) + 1
-    written["owner"][1] |= VOTES_FIRSTS
+    written["owner"][1] |= VOTES
     written["count"][0, block, exit_ % EXITS_IN_BLOCK] = _FLOWS
-    written["count"][1, block, exit_ % EXITS_IN_BLOCK] = _VOTES + (exit_ % 10 == 0) * 0x10000
+    written["count"][1, block, exit_ % EXITS_IN_BLOCK] = _VOTES
     places = np.random.default_rng(seed).permutation(blocks(sizes))[: written.size]
-    # The one that is written now is the one that the map of maps names; an empty one is like the other.
-    with mmap.mmap(_written(maps), blocks(sizes) * BLOCK.itemsize) as memory:
-        table = np.frombuffer(memory, BLOCK)
-        table[places] = written.ravel()
-        del table
+    half = control.pairs_half * blocks_stride(sizes) * BLOCK.itemsize
+    _write(maps["pairs"], half, blocks(sizes), BLOCK, places, written.ravel())
     _count(maps, len(peer) * _FLOWS)
-    slots = np.zeros(peers, SLOT)
-    slots["same_destination_tried"] = slots["same_port_tried"] = 8 * seed
-    slots["same_destination_true"] = slots["same_port_true"] = 0
-    slots["destination_tried"] = 24 * seed
-    slots["destination_expected"] = 24 * seed * ((1 << 24) // _EXITS)
-    _update_many(maps["slots"], np.arange(peers, dtype="<u4"), slots)
+    evidence = np.zeros(peers, EVIDENCE)
+    evidence["votes"] = 24 * seed
+    evidence["vote_sandwiches"][:, 0, 0] = 24 * seed << 24  # none of the two exits
+    evidence["return_sandwiches"][:, 1] = 8 * seed << 24
+    evidence["same_port_tried"] = 8 * seed
+    evidence["destination_tried"] = 24 * seed
+    evidence["destination_expected"] = 24 * seed * ((1 << 24) // _EXITS)
+    _write(maps["evidences"], 0, peers, EVIDENCE, np.arange(peers), evidence)
 
 
-def _written(maps: dict[str, int]) -> int:
-    """The table of pairs that the kernel program writes now."""
-    (current,) = np.frombuffer(bpf.lookup(maps["pairs"], bytes(4), 4), "<u4")
-    for name in ("pairs_a", "pairs_b"):
-        if _identity(maps[name]) == current:
-            return maps[name]
-    raise AssertionError("the map of maps names neither table")
-
-
-def _identity(descriptor: int) -> int:
-    for line in Path(f"/proc/self/fdinfo/{descriptor}").read_text().splitlines():
-        if line.startswith("map_id:"):
-            return int(line.split()[1])
-    raise AssertionError("no map")
+def _write(
+    table: int,
+    start: int,
+    count: int,
+    layout: np.dtype[np.void],
+    places: NDArray[np.integer],
+    values: NDArray[np.void],
+) -> None:
+    """Put values at places of a part of a table."""
+    with mapped.opened(table, start, count * layout.itemsize) as memory:
+        values_there = np.frombuffer(memory, layout, count)
+        values_there[places] = values
+        del values_there
 
 
 def _count(maps: dict[str, int], flows: int) -> None:
     """Add to the counter of counted IPv4 flows, on the first processor."""
-    key = np.array([Outcome.COUNTED * 2], "<u4").tobytes()
-    size = 8 * possible_processors()
-    counters = np.frombuffer(bpf.lookup(maps["outcomes"], key, size), "<u8").copy()
-    counters[0] += flows
-    bpf.update(maps["outcomes"], key, counters.tobytes())
-
-
-def _update_many(table: int, keys: NDArray[Any], values: NDArray[Any]) -> None:
-    keys, values = np.ascontiguousarray(keys), np.ascontiguousarray(values)
-    attributes = _BATCH.pack(0, 0, keys.ctypes.data, values.ctypes.data, len(keys), table, 0, 0)
-    bpf._bpf(_MAP_UPDATE_BATCH, attributes)
+    with mapped.opened(maps["outcomes"], 0, 8 * (2 * Outcome.COUNTED + 1)) as memory:
+        counters = memory.cast("Q")
+        counters[2 * Outcome.COUNTED] += flows
+        counters.release()
 
 
 def _settled() -> int:

@@ -10,6 +10,7 @@ from itertools import count
 
 import pytest
 
+from detector.kernel.control import Control
 from detector.kernel.drain import PairTables
 from detector.kernel.loader import Loaded
 from tests.system.kernel.program import GAP, SHARED, Program, attached
@@ -36,7 +37,7 @@ def loaded(relay: Relay) -> Iterator[Loaded]:
 @pytest.fixture(scope="session")
 def shared(loaded: Loaded) -> tuple[PairTables, Iterator[int]]:
     """What outlives a test: which table is written, and the slots that no test has used."""
-    return PairTables(loaded.descriptors, SHARED), count(10)
+    return PairTables(loaded.descriptors, SHARED, Control(loaded.descriptors)), count(10)
 
 
 @pytest.fixture

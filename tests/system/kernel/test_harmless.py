@@ -24,7 +24,7 @@ from tests.system.kernel.topology import LEAVE, SITES4, SITES6, Flow, Relay, bui
 pytestmark = pytest.mark.root
 
 # Helpers that only read. What is written is the stack and, as the verifier checks, our maps.
-HELPERS = {1: "map_lookup_elem", 113: "probe_read_kernel"}
+HELPERS = {1: "map_lookup_elem", 8: "get_smp_processor_id", 113: "probe_read_kernel"}
 CAST = "bpf_rdonly_cast"  # gives a pointer a type
 FUNCTIONS = {"netfilter": "on_packet", "kprobe": "on_confirm"}
 RESULTS = {"netfilter": 1, "kprobe": 0}  # NF_ACCEPT; a kprobe's 0 is "nothing for perf to record"

@@ -245,7 +245,7 @@ def _answer(patch: str) -> tuple[dict[str, Any], str]:
         ("source.text = lambda: 'int on_packet(void *ctx) { return nonsense; }'", "nonsense"),
         ("source.text = lambda: open('/nowhere/exitprint.c').read()", "no such file"),
         (
-            "loader.set_control = lambda *a, **k: (_ for _ in ()).throw(OSError(1, 'not permitted'))",
+            "loader.control.start = lambda *a, **k: (_ for _ in ()).throw(OSError(1, 'not permitted'))",
             "not perm",
         ),
     ],

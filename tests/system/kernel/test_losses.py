@@ -36,22 +36,22 @@ class _Table:
 
     def __init__(self, room: int, exits: list[Address]) -> None:
         self._room, self._exits = room, exits
-        self._blocks: set[tuple[int, int, bool]] = set()
+        self._blocks: set[tuple[int, int, str]] = set()
         self.held: Counter[Key] = Counter()
-        self.lost = 0
+        self.lost: Counter[int] = Counter()
 
-    def count(self, slot: int, exit_: Address, measured: bool) -> None:
-        """A flow; one that is a vote or a session's first needs a block of the other kind as well."""
-        group = self._exits.index(exit_) // EXITS_IN_BLOCK
-        if self._claim(slot, group, False) and (not measured or self._claim(slot, group, True)):
+    def count(self, slot: int, exit_: Address, more: list[str]) -> None:
+        """A flow; one that is a vote or a session's first needs a block of that kind as well."""
+        group = [one for one in self._exits if one.version == exit_.version].index(exit_) // EXITS_IN_BLOCK
+        if all(self._claim(slot, group, kind) for kind in ["flows", *more]):
             self.held[slot, exit_] += 1
         else:
-            self.lost += 1
+            self.lost[slot] += 1
 
-    def _claim(self, slot: int, group: int, rest: bool) -> bool:
+    def _claim(self, slot: int, group: int, kind: str) -> bool:
         if len(self._blocks) < self._room:
-            self._blocks.add((slot, group, rest))
-        return (slot, group, rest) in self._blocks
+            self._blocks.add((slot, group, kind))
+        return (slot, group, kind) in self._blocks
 
 
 def test_a_full_table_of_pairs_counts_what_it_refuses(relay: Relay) -> None:
@@ -59,8 +59,8 @@ def test_a_full_table_of_pairs_counts_what_it_refuses(relay: Relay) -> None:
     relay.rules(RULE, rules6=[RULE6])
     with running(relay, replace(SMALL, pairs=4)) as program:
         slots = program.add_all(peer(number, version) for version in (4, 6) for number in (1, 2))
-        model, met, seen = Model(), list[Address](), set[int]()
-        lost = counted = 0
+        model, met, seen = Model(program.budgets), list[Address](), set[int]()
+        lost, counted = Counter[int](), 0
         for part in (_flows()[:150], _flows()[150:]):
             relay.forget()
             relay.send(part)
@@ -71,31 +71,54 @@ def test_a_full_table_of_pairs_counts_what_it_refuses(relay: Relay) -> None:
                 met += [exit_] if exit_ not in met else []
                 votes = model.votes.total()
                 model.see(slot, entries[flow])
-                table.count(slot, exit_, model.votes.total() > votes or slot not in seen)
+                more = ["votes"] * (model.votes.total() > votes) + ["firsts"] * (slot not in seen)
+                table.count(slot, exit_, more)
                 seen.add(slot)
             assert program.drain().flows == table.held
             lost, counted = lost + table.lost, counted + table.held.total()
-        assert lost > 50
-        assert (program.outcome(Outcome.LOST_PAIRS), program.outcome(Outcome.COUNTED)) == (lost, counted)
+        assert lost.total() > 50
+        assert {slot: int(program.state(slot)["refused"]) for slot in slots.values()} == lost
+        assert program.outcome(Outcome.LOST_PAIRS) == lost.total()
+        assert program.outcome(Outcome.COUNTED) == counted
         losses = (Outcome.LOST_DESTINATIONS, Outcome.LOST_PORTS, Outcome.UNREADABLE)
         assert [program.outcome(outcome) for outcome in losses] == [0, 0, 0]
 
 
-def test_a_full_table_of_exits_counts_what_it_cannot_name(relay: Relay) -> None:
-    """Flows of the first exits are counted; each other one is lost."""
+def test_exits_without_a_number_are_counted_in_buckets(relay: Relay) -> None:
+    """The first exits of each family have a number; others are counted together, and no flow is lost."""
     relay.rules(RULE, rules6=[RULE6])
     with running(relay, replace(SMALL, exits=8)) as program:
         slots = program.add_all(peer(number, version) for version in (4, 6) for number in (1, 2))
         flows = _flows()
         relay.send(flows)
         entries = {entry.flow: entry for entry in relay.listing()}
-        named = list(dict.fromkeys(entries[flow].exit for flow in flows))[:8]
-        kept = [entry for entry in entries.values() if entry.exit in named]
-        assert program.drain().flows == counted_by_conntrack(kept, slots)
-        lost = len(flows) - len(kept)
-        assert lost > 50
-        assert program.outcome(Outcome.LOST_EXITS) == lost
-        assert program.outcome(Outcome.COUNTED) == len(kept)
+        met = dict.fromkeys(entries[flow].exit for flow in flows)
+        named = [one for v in (4, 6) for one in [exit_ for exit_ in met if exit_.version == v][:8]]
+        found, truth = program.drain().flows, counted_by_conntrack(entries.values(), slots)
+        assert {key: found[key] for key in truth if key[1] in named} == {
+            key: number for key, number in truth.items() if key[1] in named
+        }
+        assert len(met) == 22
+        for slot in slots.values():
+            together = [sum(n for key, n in one.items() if key[0] == slot) for one in (found, truth)]
+            assert together[0] == together[1]
+        assert {key[1] for key in found} <= set(met)  # a bucket bears the name of one of its exits
+        assert program.outcome(Outcome.COUNTED) == len(flows)
+
+
+def test_exits_give_room_back(relay: Relay) -> None:
+    """Numbered anew, exits that nobody uses any more are gone; nothing is lost and no name is another's."""
+    with running(relay, replace(SMALL, exits=8)) as program:
+        slots = program.add_all(peer(number) for number in (1, 2))
+        for first in (20, 60, 100, 140):
+            rule = MANY % ", ".join(f"{number} : 203.0.113.{first + number}" for number in range(6))
+            relay.rules(rule.replace("mod 11", "mod 6"))
+            relay.forget()
+            relay.send(Flow(address, site(at), 20000 + at) for address in slots for at in range(40))
+            truth = counted_by_conntrack(relay.listing(), slots)
+            assert program.drain(renumber=True).flows == truth
+            assert program.pairs.exits == 0
+        assert program.outcome(Outcome.COUNTED) == 4 * 80
 
 
 @pytest.mark.parametrize(("destinations", "ports"), [(4, 65536), (65536, 4), (4, 4)])
@@ -107,7 +130,7 @@ def test_a_full_memory_counts_what_it_cannot_measure(relay: Relay, destinations:
         flows = _flows()
         relay.send(flows)
         entries = {entry.flow: entry for entry in relay.listing()}
-        model = Model(destinations, ports)
+        model = Model(program.budgets, SMALL.panes, destinations, ports)
         for flow in flows:
             model.see(slots[flow.source], entries[flow])
         counted = program.drain()

@@ -69,7 +69,7 @@ def _send(relay: Relay, program: Program, version: int) -> tuple[list[int], list
 
 def _tried_and_hit(program: Program, slots: list[int]) -> tuple[int, int, int]:
     """Trials, hits and the hits that chance gives (in units of 2^-24), over all slots."""
-    rows = [program.state(slot) for slot in slots]
+    rows = [program.evidence(slot) for slot in slots]
     names = ("destination_tried", "destination_hit", "destination_expected")
     tried, hit, expected = (sum(int(row[name]) for row in rows) for name in names)
     return tried, hit, expected

@@ -42,9 +42,11 @@ _TIMEOUTS = (
 )  # fmt: skip
 # "ipv4  2 udp  17 29 src=… dst=… sport=… dport=… [UNREPLIED] src=… dst=… sport=… dport=… zone=7 use=1"
 _ENTRY = re.compile(
-    r"^ipv[46] +\d+ +(\w+) .*? src=(\S+) dst=\S+ .*?(?:sport|id)=(\d+)"
-    r".*? src=(\S+) dst=(\S+)(?:.* zone=(\d+))?"
+    r"^ipv[46] +\d+ +(\w+) .*? src=(\S+) dst=\S+ .*?(?:sport|id)=(\d+)(?: dport=(\d+))?"
+    r".*? src=(\S+) dst=(\S+)(?: sport=\d+ dport=(\d+))?(?:.* zone=(\d+))?"
 )
+_PORTS = {"udp": 9, "tcp": 7}
+_DNS_OVER_TLS = 853  # the other port of TCP that is answered
 
 _RULES = """
 flush ruleset
@@ -88,6 +90,7 @@ class Flow(NamedTuple):
     destination: Address
     port: int = 20000  # source port, or ICMP identifier
     protocol: str = "udp"
+    to: int = 0  # destination port; 0 for the usual one of the protocol
 
 
 class Entry(NamedTuple):
@@ -99,11 +102,13 @@ class Entry(NamedTuple):
     destination: Address
     exit: Address
     zone: int
+    to: int = 0  # destination port, as in `Flow`
+    translated: int = 0  # source port after source NAT
 
     @property
     def flow(self) -> Flow:
         """What was sent."""
-        return Flow(self.source, self.destination, self.port, self.protocol)
+        return Flow(self.source, self.destination, self.port, self.protocol, self.to)
 
 
 def peer(number: int, version: int = 4) -> Address:
@@ -236,14 +241,18 @@ def _addresses(device: str, number: int, host: int) -> list[str]:
 
 
 def _entry(match: re.Match[str]) -> Entry:
-    protocol, source, port, destination, exit_address, zone = match.groups()
+    protocol, source, port, to, destination, exit_address, translated, zone = match.groups()
+    protocol = protocol.removesuffix("v6")
+    to = int(to or 0)
     return Entry(
-        protocol.removesuffix("v6"),
+        protocol,
         ip_address(source),
         int(port),
         ip_address(destination),
         ip_address(exit_address),
         int(zone or 0),
+        0 if to == _PORTS.get(protocol) else to,
+        int(translated or 0),
     )
 
 
@@ -271,12 +280,12 @@ def _bound(flow: Flow, kind: int, protocol: int = 0) -> socket.socket:
 def _udp(flow: Flow, times: int) -> None:
     with _bound(flow, socket.SOCK_DGRAM) as bound:
         for number in range(times):
-            bound.sendto(b"%d" % number, (str(flow.destination), 9))
+            bound.sendto(b"%d" % number, (str(flow.destination), flow.to or _PORTS["udp"]))
 
 
 def _tcp(flow: Flow, times: int) -> None:
     with _bound(flow, socket.SOCK_STREAM) as bound:
-        bound.connect((str(flow.destination), 7))
+        bound.connect((str(flow.destination), flow.to or _PORTS["tcp"]))
         for _ in range(times):
             bound.sendall(b"x")
             assert bound.recv(1) == b"x"
@@ -313,17 +322,22 @@ def _round_trip(barrier: Address) -> None:
 
 @contextmanager
 def _echo(sink: Namespace) -> Iterator[None]:
-    """A TCP server for both families that sends back what it gets."""
+    """TCP servers for both families that send back what they get."""
     with entered(sink):
-        listener = socket.create_server(("::", 7), family=socket.AF_INET6, backlog=128, dualstack_ipv6=True)
-    thread = threading.Thread(target=_serve, args=(listener,), daemon=True)
-    thread.start()
+        listeners = [
+            socket.create_server(("::", port), family=socket.AF_INET6, backlog=128, dualstack_ipv6=True)
+            for port in (_PORTS["tcp"], _DNS_OVER_TLS)
+        ]
+    threads = [threading.Thread(target=_serve, args=(one,), daemon=True) for one in listeners]
+    for thread in threads:
+        thread.start()
     try:
         yield
     finally:
-        listener.shutdown(socket.SHUT_RDWR)
-        thread.join()
-        listener.close()
+        for listener, thread in zip(listeners, threads, strict=True):
+            listener.shutdown(socket.SHUT_RDWR)
+            thread.join()
+            listener.close()
 
 
 def _serve(listener: socket.socket) -> None:

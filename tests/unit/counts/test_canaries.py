@@ -13,7 +13,7 @@ from detector.counts.canaries import Place, places
 from detector.counts.columns import Columns
 from detector.counts.observing import PoolRanges, observe
 from detector.counts.roster import Exits, Member, Roster
-from detector.counts.window import PAIR_COUNTS, TRIAL_COUNTS, Counts
+from detector.counts.window import Counts
 from detector.daemon.counting import SHAPE
 
 POOL = PoolRanges(
@@ -31,9 +31,12 @@ def window(exits: Exits, rows: list[tuple[int, str, int, int]]) -> Counts:
     keys, counts = [], []
     for row, address, flows, votes in rows:
         keys.append(row << 32 | exits.number(pack(ip_address(address))))
-        counts.append([{"flows": flows, "votes": votes}.get(name, 0) for name in PAIR_COUNTS])
-    pairs = Columns.of(np.array(keys, np.uint64), np.array(counts, np.uint32).reshape(-1, len(PAIR_COUNTS)))
-    return Counts(pairs, Columns.empty(len(TRIAL_COUNTS)), np.zeros(SHAPE, np.int64))
+        counts.append((flows, votes))
+    flows_of, votes_of = (
+        Columns.of(np.array(keys, np.uint64), np.array([one[at] for one in counts], np.uint64))
+        for at in (0, 1)
+    )
+    return Counts(np.zeros(SHAPE, np.int64), flows=flows_of, votes=votes_of)
 
 
 def roster(exits: Exits) -> Roster:

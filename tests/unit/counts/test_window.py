@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from detector.counts.columns import Columns
-from detector.counts.window import PAIR_COUNTS, TRIAL_COUNTS, Counts, Window
+from detector.counts.window import Counts, Window
 
 SHAPE = (2, 9)
 SPAN, PANES = 120.0, 4
@@ -16,16 +16,15 @@ SPAN, PANES = 120.0, 4
 
 def counts(key: int, flows: int) -> Counts:
     """So many flows of one pair, one trial a flow, and as many outcomes."""
-    pairs = Columns.of(np.array([key], np.uint64), np.full((1, len(PAIR_COUNTS)), flows, np.uint32))
-    trials = Columns.of(np.array([key], np.uint64), np.full((1, len(TRIAL_COUNTS)), flows, np.uint32))
-    return Counts(pairs, trials, np.full(SHAPE, flows, np.int64))
+    column = Columns.of(np.array([key], np.uint64), np.array([flows], np.uint64))
+    return Counts(np.full(SHAPE, flows, np.int64), column, column, column, column)
 
 
 def flows(window: Window) -> int:
     """All flows in the window, which trials and outcomes have to agree with."""
     total = window.total()
-    found = int(total.pairs.counts[:, 0].sum())
-    assert int(total.trials.counts[:, 0].sum()) == found
+    found = int(total.flows.counts.sum())
+    assert all(int(column.counts.sum()) == found for column in total.columns)
     assert (total.outcomes == found).all()
     return found
 
@@ -49,6 +48,16 @@ def test_each_pane_that_is_over_is_counted() -> None:
     """Turning says how many panes went by, also when several did at once; time between them is not lost."""
     window = Window(SPAN, PANES, SHAPE, 100.0)
     assert [window.turn(now) for now in (100.0, 129.9, 130.0, 159.0, 225.0, 225.0)] == [0, 0, 1, 0, 3, 0]
+
+
+def test_no_count_overflows() -> None:
+    """Two counts that fill 31 bits each and more add up to what they are."""
+    window = Window(SPAN, PANES, SHAPE, 0.0)
+    for _ in range(2):
+        window.add(counts(7, 3_000_000_000))
+    window.turn(SPAN / PANES)
+    window.add(counts(7, 3_000_000_000))
+    assert flows(window) == 9_000_000_000
 
 
 def test_a_long_pause_empties_the_window() -> None:

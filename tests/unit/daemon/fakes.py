@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from ipaddress import ip_address
 from typing import Any
 
@@ -16,7 +16,7 @@ from detector.base.family import Address, Family, pack, unpack
 from detector.config.model import Config
 from detector.counts.columns import Columns
 from detector.counts.roster import NOBODY, Exits, Roster
-from detector.counts.window import PAIR_COUNTS, Counts
+from detector.counts.window import Counts
 from detector.daemon.channel import Closed
 from detector.daemon.counting import SHAPE
 from detector.kernel.bpf import RunTime
@@ -93,8 +93,9 @@ def _written(drained: Drained | list[Flow]) -> list[Flow]:
     if isinstance(drained, list):
         return drained
     exits = [str(unpack(one.tobytes())) for one in drained.exits]
-    columns = zip(drained.slot, drained.exit, drained.counts[:, 0], strict=True)
-    return [(int(slot), exits[exit_], int(flows)) for slot, exit_, flows in columns]
+    flows = drained.flows
+    columns = zip(flows.slot, flows.exit, flows.counts, strict=True)
+    return [(int(slot), exits[exit_], int(number)) for slot, exit_, number in columns]
 
 
 class KernelCounts:
@@ -109,6 +110,7 @@ class KernelCounts:
         self.drained_rows = 0
         self.pending: list[Flow] = []
         self.calls: list[str] = []
+        self.crowded = False
         self.control: tuple[float, float, int] = (0.0, 0.0, 0)
         self.total = np.zeros(SHAPE, np.int64)
 
@@ -133,12 +135,18 @@ class KernelCounts:
             outcomes[family, Outcome.UNATTRIBUTED if row == NOBODY else Outcome.COUNTED] += flows
             if row != NOBODY:
                 keys.append(int(row) << 32 | exits.number(pack(address)))
-                counts.append([flows] * len(PAIR_COUNTS))
+                counts.append(flows)
         self.total += outcomes
-        pairs = Columns.empty(len(PAIR_COUNTS))
-        if keys:
-            pairs = Columns.of(np.array(keys, np.uint64), np.array(counts, np.uint32))
-        return replace(Counts.none(SHAPE), pairs=pairs, outcomes=outcomes)
+        pairs = Columns.of(np.array(keys, np.uint64), np.array(counts, np.uint64))
+        return Counts(outcomes, flows=pairs, votes=pairs, firsts=pairs)
+
+    def renumber_exits(self) -> None:
+        """Remember."""
+        self.calls.append("renumber")
+
+    def exits_crowded(self) -> bool:
+        """Whether the test says so."""
+        return self.crowded
 
     def release(self, slots: Iterable[int]) -> None:
         """Remember."""

@@ -12,18 +12,17 @@ from detector.base.family import Family, pack
 from detector.config.model import Config, Tables
 from detector.counts.columns import Columns
 from detector.counts.roster import Exits, Member, Roster
-from detector.counts.window import PAIR_COUNTS, TRIAL_COUNTS, Counts, Held, Window
+from detector.counts.window import Counts, Held, Window
 from detector.daemon.counting import SHAPE
 from detector.publish.retention import Holding, files_written, holdings
 
 
 def counts(pairs: int, trials: int) -> Counts:
     """So many entries, each of them 1."""
-    return Counts(
-        Columns(np.arange(pairs, dtype=np.uint64), np.ones((pairs, len(PAIR_COUNTS)), np.uint32)),
-        Columns(np.arange(trials, dtype=np.uint64), np.ones((trials, len(TRIAL_COUNTS)), np.uint32)),
-        np.zeros(SHAPE, np.int64),
+    flows, words = (
+        Columns(np.arange(number, dtype=np.uint64), np.ones(number, np.uint64)) for number in (pairs, trials)
     )
+    return Counts(np.zeros(SHAPE, np.int64), flows=flows, words=words)
 
 
 def member(slot: int) -> Member:
@@ -41,8 +40,7 @@ def test_the_window_counts_its_panes() -> None:
     window.add(counts(3, 0))
     held = window.held(124.0)
     assert (held.panes, held.pairs, held.trials, held.oldest) == (3, 8, 2, 14.0)
-    pair, trial = 8 + 4 * len(PAIR_COUNTS), 8 + 4 * len(TRIAL_COUNTS)
-    assert held.size == 8 * pair + 2 * trial
+    assert held.size == (8 + 2) * (8 + 8)
     window.turn(151.0)
     assert window.held(151.0).pairs == 3
     window.turn(161.0)
