@@ -78,7 +78,7 @@ def _untranslated(observation: Observation, columns: Columns) -> Mask | None:
     """Peers whose own global address is what the internet sees: a fact that needs no test."""
     if observation.untranslated_global is None:
         return None
-    mask: Mask = (np.asarray(observation.untranslated_global) > 0) & columns.narrow
+    mask: Mask = np.greater(observation.untranslated_global, 0) & columns.narrow
     return mask
 
 
@@ -91,7 +91,7 @@ def _own_pools(observation: Observation, columns: Columns, floor: int) -> Mask |
     np.add.at(persons, columns.cell_group, 1.0)
     wide = np.zeros(columns.groups)  # a network has many persons behind it
     if not columns.narrow.all():
-        carried = ~columns.narrow[np.asarray(observation.peer)] & (np.asarray(observation.flows) > 0)
+        carried = ~columns.narrow[np.asarray(observation.peer)] & np.greater(observation.flows, 0)
         np.add.at(wide, columns.group[np.asarray(observation.exit)[carried]], float(floor))
     most = main_groups(columns)
     active = columns.peer_flows > 0

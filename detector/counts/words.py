@@ -35,6 +35,8 @@ UNTRACKED = UNTRANSLATED_PRIVATE + 1
 REFUSED = UNTRACKED + 1
 PORT_BLOCKS = 64  # and on, by block of ports: how many times it was seen
 
+SINGLE = (EXPECTED, SESSIONS, REFUSED)
+
 EXPECTED_UNIT = 1 << 24
 
 

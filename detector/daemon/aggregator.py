@@ -347,6 +347,7 @@ class Aggregator:
         self.epoch.pools = warm_up.pools()
         self.epoch.roster.add(warm_up.members())
         self._take(warm_up.drained())
+        self.epoch.window.add(warm_up.evidence(SHAPE))
         started = self._clock.monotonic()
         epoch, until = self.epoch, started + self._config.window
         self._before.remember(epoch.observed(), epoch.roster, epoch.pools, 0, until)

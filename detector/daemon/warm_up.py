@@ -12,8 +12,12 @@ from ipaddress import ip_address
 import numpy as np
 
 from detector.base.family import Family, pack
+from detector.base.flows import FLOW_CLASSES, LAGS
+from detector.counts import words
+from detector.counts.columns import Columns, merge
 from detector.counts.observing import PoolRanges
 from detector.counts.roster import Member
+from detector.counts.window import Counts
 from detector.kernel.drain import EXIT, Drained, Pairs
 
 _PEERS = 16  # in each family
@@ -53,6 +57,23 @@ def drained() -> Drained:
         np.array([share for _, _, share in rows], np.uint64),
     )
     return Drained(flows, flows, flows, np.frombuffer(b"".join(exits), EXIT))
+
+
+def evidence(outcomes: tuple[int, int]) -> Counts:
+    """Those that keep to an exit do so where others do not, in every class of flow and over sessions."""
+    rows = np.arange(len(members()))
+    parts = [
+        Columns.of(
+            words.keys_of(rows, word), np.where(rows % 2, np.uint64(_VOTES << at), np.uint64(_VOTES << 48))
+        )
+        for first, count, at in (
+            (words.VOTE_SANDWICHES, len(FLOW_CLASSES) * len(LAGS), 16),
+            (words.RETURN_SANDWICHES, len(LAGS), 16),
+        )
+        for word in range(first, first + count)
+    ]
+    once = [Columns.of(words.keys_of(rows, word), np.ones(len(rows), np.uint64)) for word in words.SINGLE]
+    return Counts(np.zeros(outcomes, np.int64), words=merge([*parts, *once]))
 
 
 def _exit(family: Family, number: int) -> str:

@@ -125,7 +125,7 @@ def test_halves_add_up(made: tuple[Traffic, Relay], seed: int) -> None:
         vote_sandwiches=eaten(whole.vote_sandwiches),
         return_sandwiches=eaten(whole.return_sandwiches),
         lone_returns=taken(whole.lone_returns),
-        flows=part(whole.flows),
+        flows=part(whole.flows.astype(np.uint32)),
         votes=part(whole.votes),
         session_starts=part(whole.session_starts),
         same_destination=taken(whole.same_destination),
