@@ -63,7 +63,9 @@ def read_live(timeout: float = TIMEOUT, legacy_saves: LegacySaves | None = None)
     saved = [
         _save(family, timeout)
         for family in Family
-        if nft is None or any(_is_compat(entry) for one in nft.hooked for entry in _entries(one))
+        if nft is None
+        or nft.prefixes
+        or any(_is_compat(entry) for one in nft.hooked for entry in _entries(one))
     ]
     legacy = [_legacy(family, timeout, legacy_saves) for family in Family if has_legacy_nat(family)]
     return merged(nft, [text for text in saved if text], legacy)
@@ -83,17 +85,27 @@ def merged(nft: NftListing | None, saved: list[str], legacy: list[str | NotUnder
     families = nat_families("\n".join(saved)) if saved else frozenset[Family]()
     shown = families if nft is None else families & {one for one in Family if _WORDS[one] in nft.compat}
     hooked = [] if nft is None else [_for_nft(one) for one in nft.hooked if not _is_shown(one.base, shown)]
-    unread = [] if nft is None else list(nft.unread)
+    listings = [iptables_listing(one) for one in saved if "*" in one]
+    prefixes = {base.base.family for one in listings for base in one.hooked if base.stateless}
+    unread = [] if nft is None else [one for one in nft.unread if not _is_read(one, prefixes)]
     marks = [] if nft is None else [nft.marks]
-    texts = [one for one in saved if nat_families(one) & shown]
-    texts += (one for one in legacy if isinstance(one, str) and "*" in one)
-    for text in texts:
-        listing = iptables_listing(text)
+    hooked += (one for listing in listings for one in listing.hooked if one.stateless)
+    for listing in listings:
+        ours = [one for one in listing.hooked if _is_shown(one.base, shown)]
+        hooked += ours
+        unread += listing.unread if ours else ()
+        marks += [listing.marks] if ours else []
+    for listing in (iptables_listing(one) for one in legacy if isinstance(one, str) and "*" in one):
         hooked += listing.hooked
         unread += listing.unread
         marks.append(listing.marks)
     unread += (one for one in legacy if isinstance(one, NotUnderstood))
     return walked(hooked, unread, "".join(marks))
+
+
+def _is_read(one: NotUnderstood, prefixes: set[str]) -> bool:
+    """Whether iptables-save tells what nft could not show of a translation of prefixes."""
+    return one.compat and one.where.family in prefixes
 
 
 def _entries(hooked: Hooked) -> Iterator[Entry]:
@@ -207,7 +219,7 @@ def _legacy(family: Family, timeout: float, saves: LegacySaves | None) -> str | 
 
 
 def legacy_save(family: Family, timeout: float = TIMEOUT) -> str:
-    """What ``iptables-legacy-save`` (or ip6tables') prints of table ``nat``; it needs CAP_NET_RAW.
+    """What ``iptables-legacy-save`` (or ip6tables') prints; it needs CAP_NET_RAW, and loads no module.
 
     Raises:
         HostError: the tool is not here or fails.
@@ -218,7 +230,7 @@ def legacy_save(family: Family, timeout: float = TIMEOUT) -> str:
     if tool is None:
         raise HostError(f"no {name}-legacy-save is here to read it", "apt-get install iptables")
     try:
-        return _run([tool, "-t", "nat"], timeout)
+        return _run([tool], timeout)
     except NotYet:
         raise
     except HostError as error:

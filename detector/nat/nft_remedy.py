@@ -136,8 +136,9 @@ def beside_iptables(
         mapped: the senders that a map of the one member names.
     """
     first = members[0]
-    if first.where.table != "nat" or first.base is None:
-        return None
+    draws = any(one.chooser is not None for one in first.matches) and not first.parts
+    if first.where.table != "nat" or first.base is None or draws:
+        return None  # of a draw, the rule that stays would take its share of the rest
     family = first.pools[0].family
     leads = [_conditions(rule, draw.word) for rule in members]
     before = _before(rules, members, family)

@@ -110,12 +110,14 @@ class NftListing:
         unread: what is about source addresses, and no NAT that conntrack knows.
         compat: the families whose table ``nat`` holds rules of iptables-nft.
         marks: the fingerprint of the rules that set marks.
+        prefixes: the families in which iptables translates prefixes outside of conntrack (SNPT).
     """
 
     hooked: tuple[Hooked, ...]
     unread: tuple[NotUnderstood, ...]
     compat: frozenset[str]
     marks: str
+    prefixes: frozenset[str] = frozenset()
 
 
 def read_nft_json(text: str, outline: str = "", *, live: bool = False) -> RuleSet:
@@ -226,7 +228,8 @@ def _listing(
         if name == "nat" and any(_is_compat(entry) for rules in chains.values() for entry in rules):
             compat.add(family)
     unread = tuple(one for table in tables.values() for one in _rewrites(table))
-    return NftListing(tuple(hooked), unread, frozenset(compat), _marks(tables.values()))
+    prefixes = frozenset(one.where.family for one in unread if one.compat)
+    return NftListing(tuple(hooked), unread, frozenset(compat), _marks(tables.values()), prefixes)
 
 
 def _is_compat(entry: Entry) -> bool:
@@ -486,10 +489,17 @@ def _rewrites(table: _Table) -> Iterator[NotUnderstood]:
     for chain, rules in table.rules.items():
         for number, rule in enumerate(rules, 1):
             for statement in as_list(rule.get("expr")):
+                if statement == _SNPT:
+                    where = _where(table, chain, number, rule)
+                    yield NotUnderstood(where, show_rule(rule["expr"]), _PREFIXES, compat=True)
                 mangled = statement.get("mangle") if isinstance(statement, dict) else None
                 if isinstance(mangled, dict) and _is_source(mangled.get("key"), table.family):
                     where = _where(table, chain, number, rule)
                     yield NotUnderstood(where, show_rule(rule["expr"]), reason)
+
+
+_SNPT = {"xt": {"type": "target", "name": "SNPT"}}
+_PREFIXES = "it translates prefixes in iptables' words; give the output of ip6tables-save as well"
 
 
 def _is_source(key: Json, family: str) -> bool:

@@ -244,7 +244,7 @@ def _for_rule(rules: RuleSet, rule: NatRule) -> Remedy | None:
         return beside_iptables(rules, [rule], draw, _mapped(rule)) or iptables_remedy([rule], draw)
     sources = _mapped(rule)
     more = (f"{draw.word} saddr {any_of([short(one) for one in sources])}",) if sources else ()
-    gone = [match.text for match in rule.own_matches if match.chooser is not None] if rule.parts else []
+    gone = {match.text for part in rule.parts for match in part.own_matches if match.chooser is not None}
     lead = tuple(one for one in rule.lead if one not in gone)
     return in_place([Line(list(rule.parts) or [rule], (*more, draw.target), lead)], draw, [rule])
 
