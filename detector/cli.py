@@ -26,6 +26,7 @@ _ELSEWHERE = {
     "holds": "detector.client.commands:retention",
     "peers": "detector.client.commands:peers",
     "status": "detector.client.commands:status",
+    "report": "detector.client.commands:report",
     "retention": "detector.client.commands:retention",
     "watch": "detector.client.commands:watch",
     "simulate": "detector.simulate.command:simulate",

@@ -25,6 +25,7 @@ ANSWERS: Mapping[str, Any] = {
     "history": answers.HistoryAnswer,
     "lab": answers.StatusAnswer,
     "peers": answers.PeersAnswer,
+    "report": answers.PublicAnswer,
     "retention": answers.RetentionAnswer,
     "simulate": answers.SimulateAnswer,
     "status": answers.AdvisedAnswer,

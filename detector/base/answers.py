@@ -223,6 +223,7 @@ class StatusAnswer(TypedDict):
     cycles: int
     interval: float
     window: float
+    anonymity_floor: int
     epoch: EpochAnswer
     configuration: ConfigurationAnswer
     hook: str
@@ -462,3 +463,46 @@ class GoneAnswer(TypedDict):
     """A line of `watch --json` while nobody answers; all others are of `status --json`, without advice."""
 
     error: str
+
+
+class PublicFamilyAnswer(TypedDict):
+    """One family as it may be published: numbers are bins, shares in steps of 5 %."""
+
+    verdict: str
+    predictor: str | None
+    unknown_because: list[str]
+    peers: str
+    peers_judged: str
+    flows: str
+    exits: str
+    pool_size: str
+    leaking_share: float | None
+    contrasts: dict[str, float | None]
+
+
+class PublicEventAnswer(TypedDict("PublicEventAnswer", {"from": str})):  # a word of Python's
+    """One change as it may be published."""
+
+    hour: str
+    kind: str
+    family: str | None
+    to: str
+
+
+class PublicAnswer(TypedDict):
+    """What `report --public --json` prints."""
+
+    schema_version: int
+    exitprint: str
+    floor: int
+    verdict: str
+    predictor: str | None
+    since: str | None
+    made: str | None
+    hook: str
+    window_hours: float
+    coverage: float | None
+    waiting: bool
+    rules_not_understood: bool
+    families: dict[str, PublicFamilyAnswer]
+    changes: list[PublicEventAnswer]

@@ -15,12 +15,14 @@ from typing import Any, TypeVar
 import click
 from rich.console import Console, RenderableType
 
+from detector.base.errors import UsageError
 from detector.base.family import Family
 from detector.base.verdicts import VERDICTS
 from detector.client import watching
 from detector.client.advice import advice_for
 from detector.client.asking import Service
 from detector.client.checking import CHECK_HELP, check_status
+from detector.client.public import public_report, public_text
 from detector.client.render import explain_view, history_view, peers_view, retention_view, status_view
 from detector.config.model import INSPECT_SOCKET
 from detector.publish.peers import SORTS
@@ -88,6 +90,22 @@ def history(path: Path, as_json: bool) -> None:
     """List changes of verdict, rules, coverage and state since the service started, the newest last."""
     answer = Service(path).history()
     _print(answer, history_view(answer, datetime.now(UTC)), as_json)
+
+
+@click.command(short_help="A report that is safe to publish.")
+@_socket
+@_json
+@click.option("--public", is_flag=True, help="Leave out and round what could say something of a peer.")
+def report(path: Path, as_json: bool, public: bool) -> None:
+    """Write what is the matter with the relay, for a ticket or a list: numbers in bins, and no address.
+
+    What is for your own eyes alone is `exitprint status`.
+    """
+    if not public:
+        raise UsageError("report without --public is not there", "exitprint status shows everything")
+    service = Service(path)
+    made = public_report(service.status(), service.history())
+    click.echo(json.dumps(made) if as_json else public_text(made), nl=as_json)
 
 
 @click.command(short_help="What the service has in memory now.")

@@ -117,6 +117,7 @@ def status(now: Snapshot, about: About) -> dict[str, object]:
         "cycles": now.cycles,
         "interval": about.config.interval,
         "window": about.config.window,
+        "anonymity_floor": about.config.anonymity_floor,
         "epoch": {
             "number": now.epoch,
             "since": _time(now.epoch_since),

@@ -59,6 +59,7 @@ REPORT = {
     "cycles": 7,
     "interval": 10.0,
     "window": 86400.0,
+    "anonymity_floor": 5,
     "epoch": {"number": 1, "since": "2026-01-02T03:04:05+00:00", "change": {}},
     "configuration": {"last_reload_successful": True, "read": None, "restart_needed": []},
     "hook": "netfilter",

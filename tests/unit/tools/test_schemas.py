@@ -71,7 +71,7 @@ def test_every_command_with_json_has_a_schema() -> None:
             if (found := main.get_command(context, name))
             and any("--json" in option.opts for option in found.params)
         }
-    assert printing - {"canary", "reflect", "report"} <= set(COMMANDS)
+    assert printing - {"canary", "reflect"} <= set(COMMANDS)
 
 
 def test_the_verdicts_are_those_of_the_table() -> None:
@@ -114,6 +114,7 @@ def answer(request: str, now: Snapshot, **arguments: object) -> dict[str, Any]:
         ("explain", ["peer-00000007"]),
         ("history", []),
         ("retention", []),
+        ("report", ["--public"]),
     ],
 )
 @pytest.mark.parametrize("begun", [True, False])
