@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+import signal
 
 # Whole, as tests use more of it: `detector.wireguard.netlink` would import parts of it without the package.
 import pyroute2  # noqa: F401
@@ -14,6 +15,10 @@ from hypothesis import settings
 # An example that takes long says that the machine is busy, and nothing of what is tested.
 settings.register_profile("exitprint", deadline=None)
 settings.load_profile("exitprint")
+
+# `make test &` in a script: a shell starts it with SIGINT ignored, which all that tests start would inherit.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # Before click 8.2 (Debian 12 and 13) a runner mixed standard error into the output unless told otherwise.
 if "mix_stderr" in inspect.signature(CliRunner).parameters:

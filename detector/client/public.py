@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """A report that may be pasted anywhere: what is the matter with a relay, and nothing about a peer.
 
-Numbers of peers and flows are bins with a floor, shares are in steps of 5 %, times are full hours. Left out are
-the relay's name, exit addresses, rules and their places, pseudonyms, and every share of too few peers.
+Numbers of peers and flows are bins with a floor, shares are in steps of 5 %, times are full hours. Left out
+are the relay's name, exit addresses, rules and their places, pseudonyms, and every share of too few peers.
 """
 
 from __future__ import annotations
@@ -92,8 +92,8 @@ def _lines(report: PublicAnswer) -> Iterator[str]:
         yield f"{change['hour']}  {about} {change['kind']}: {change['from']} -> {change['to']}"
     yield ""
     yield (
-        f"Numbers are bins, and fewer than {report['floor']} are not told apart. There is no peer, address, name or "
-        "rule in this report."
+        f"Numbers are bins, and fewer than {report['floor']} are not told apart; there is no peer, address, "
+        "name or rule in this report."
     )
 
 

@@ -17,7 +17,7 @@ import click
 from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn
 
-from detector.base.errors import UsageError
+from detector.base.errors import HostError, UsageError
 from detector.base.ranges import AddressRange, parse_pool
 from detector.config.model import Hook
 from detector.lab.layout import DEFAULT_POOLS, MAX_PEERS
@@ -31,6 +31,8 @@ DEFAULT_FLOWS = 5120
 HOOKS = get_args(Hook)
 # Drawing costs more than a flow does.
 _STRIDE = 100
+# While the relay is kept: seconds between rounds, the share of the flows in one, seconds for an answer.
+_PAUSE, _ROUNDS, _PATIENCE = 2.0, 8, 2.0
 
 Report = Mapping[str, Any]
 
@@ -49,8 +51,8 @@ class Service(Protocol):
     def report(self, flows: int) -> Report:
         """The report that covers at least so many flows, as `exitprint status --json` prints it."""
 
-    def wait(self) -> None:
-        """Return when the service has ended."""
+    def wait(self, seconds: float | None = None) -> bool:
+        """Return when the service has ended, or after so many seconds; whether it has ended."""
 
 
 StartService = Callable[[Lab, Hook], AbstractContextManager[Service]]
@@ -185,12 +187,14 @@ def lab_command(start: StartService, show: ShowReport) -> click.Command:
         if mapping and ruleset:
             raise UsageError("--mapping and --ruleset exclude each other", "give one of them")
         options = Options(mapping or DEFAULT_MAPPING, ruleset, peers, flows, read_pools(pools), hook)
-        run(options, start, _print_json if as_json else show, keep=keep)
+        run(options, start, _print_json if as_json else show, keep=keep, says_next=not as_json)
 
     return lab
 
 
-def run(options: Options, start: StartService, show: ShowReport, *, keep: bool) -> None:
+def run(
+    options: Options, start: StartService, show: ShowReport, *, keep: bool, says_next: bool = True
+) -> None:
     """Build, measure, show; with `keep` stay up until the service ends or a person interrupts."""
     console = Console(stderr=True)
     steps = Steps(console)
@@ -203,7 +207,24 @@ def run(options: Options, start: StartService, show: ShowReport, *, keep: bool) 
         if keep:
             with suppress(KeyboardInterrupt):
                 console.print(_whereabouts(lab, service), highlight=False, soft_wrap=True)
-                service.wait()
+                keep_on(options, lab, service)
+        elif says_next:
+            console.print(_NEXT[options.ruleset is None and options.mapping == DEFAULT_MAPPING], style="dim")
+
+
+_NEXT = {
+    True: "Next: make lab ARGS=--keep leaves this relay up with its traffic, to find the rule and mend it.",
+    False: "Next: --keep leaves the relay up with its traffic; --mapping and --ruleset try other rules.",
+}
+
+
+def keep_on(options: Options, lab: Lab, service: Service) -> None:
+    """Go on sending other traffic until the service ends, so that a fix can be seen."""
+    seed = lab.seed
+    while not service.wait(_PAUSE):
+        seed += 1
+        with suppress(HostError):  # rules that are being changed lose flows; the next round comes
+            lab.send(lab.workload(options.flows // _ROUNDS or 1, seed=seed), patience=_PATIENCE)
 
 
 def read_pools(texts: tuple[str, ...]) -> tuple[AddressRange, ...]:
@@ -231,9 +252,13 @@ def _loss(result: Result) -> str:
 
 def _whereabouts(lab: Lab, service: Service) -> str:
     return (
-        f"The relay stays up until Ctrl-C.\n"
+        f"The relay stays up until Ctrl-C, and its peers go on sending.\n"
         f"  metrics    {service.metrics}\n"
         f"  namespace  {lab.relay.name}   (its rules: ip netns exec {lab.relay.name} nft list ruleset)\n"
         f"  WireGuard  {lab.wireguard_interface}, {lab.implementation}\n"
-        f"  ask it     exitprint status --socket {service.socket}   (also peers, explain, watch, holds)"
+        f"  ask it     export EXITPRINT_SOCKET={service.socket}\n"
+        f"             exitprint status   (also history, peers, explain, watch, retention)\n"
+        f"  mend it    ip netns exec {lab.relay.name} exitprint audit, then load what it says in the same "
+        "namespace\n"
+        f"             and see a new epoch with a good verdict: exitprint watch"
     )

@@ -103,9 +103,13 @@ class LabService:
                 break
         return now
 
-    def wait(self) -> None:
-        """Return when the service has ended."""
-        self.process.wait()
+    def wait(self, seconds: float | None = None) -> bool:
+        """Return when the service has ended, or after so many seconds; whether it has ended."""
+        try:
+            self.process.wait(seconds)
+        except subprocess.TimeoutExpired:
+            return False
+        return True
 
     def _last_words(self) -> str:
         """What it said of its end: the errors of each of its processes, or else the last that it said."""

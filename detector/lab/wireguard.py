@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import socket
 import subprocess
+import tempfile
 import time
 from base64 import b64decode, b64encode
 from collections.abc import Iterable, Mapping, Sequence
@@ -18,6 +19,7 @@ from typing import Any, Protocol
 
 from detector.base.errors import HostError
 from detector.base.family import Address, Family
+from detector.lab.limits import InotifyLimit
 from detector.lab.namespaces import UAPI, Namespace, entered, ip_batch, require
 
 PORT = 51820
@@ -148,6 +150,8 @@ class UserWireGuard:
 
     def __init__(self) -> None:
         self._running: dict[str, subprocess.Popen[bytes]] = {}
+        self._limit = InotifyLimit()
+        self._said = tempfile.TemporaryFile()  # noqa: SIM115  closed with the others, in `stop`
 
     def create(self, namespace: Namespace, interfaces: Sequence[str]) -> None:
         """Start a process per interface, all at once.
@@ -156,16 +160,17 @@ class UserWireGuard:
             HostError: ``wireguard-go`` is missing.
         """
         require("wireguard-go")
+        self._limit.make_room()
         # One processor each: forty of them share a machine, and none of them alone is the bottleneck.
-        environment = {**os.environ, "LOG_LEVEL": "silent", "GOMAXPROCS": "1"}
+        environment = {**os.environ, "LOG_LEVEL": "error", "GOMAXPROCS": "1"}
         with entered(namespace):
             for name in interfaces:
                 self._running[name] = subprocess.Popen(
                     ["wireguard-go", "-f", name],
                     env=environment,
                     stdin=subprocess.DEVNULL,
-                    stdout=subprocess.DEVNULL,
-                    stderr=subprocess.DEVNULL,
+                    stdout=self._said,
+                    stderr=self._said,
                     process_group=0,
                 )
 
@@ -179,8 +184,17 @@ class UserWireGuard:
         for name, process in self._running.items():
             while not (UAPI / f"{name}.sock").exists():
                 if process.poll() is not None or time.monotonic() > deadline:
-                    raise HostError("wireguard-go did not start", "is /dev/net/tun there? (modprobe tun)")
+                    raise self._not_started()
                 time.sleep(0.01)
+
+    def _not_started(self) -> HostError:
+        """Why, in its own words, and what to do about the two reasons that there usually are."""
+        self._said.seek(0)
+        lines = self._said.read().decode(errors="replace").strip().splitlines()
+        reason = lines[-1].strip() if lines else "it said nothing"
+        many = "too many open files" in reason.lower() or "inotify" in reason.lower()
+        mend = self._limit.advice() if many else "is /dev/net/tun there? (modprobe tun)"
+        return HostError(f"wireguard-go did not start: {reason}", mend)
 
     def set_key(self, namespace: Namespace, interface: str, private_key: str, port: int | None) -> None:  # noqa: ARG002
         """Give an interface its private key, and the port that it listens on."""
@@ -220,6 +234,8 @@ class UserWireGuard:
         for process in self._running.values():
             with suppress(subprocess.TimeoutExpired):
                 process.wait(5)
+        self._said.close()
+        self._limit.put_back()
 
 
 def _hex(key: str) -> str:

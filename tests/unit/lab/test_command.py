@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,7 +16,7 @@ from click.testing import CliRunner, Result
 
 from detector.base.errors import HostError, UsageError
 from detector.config.model import Hook
-from detector.lab.command import Report, lab_command, read_pools
+from detector.lab.command import Options, Report, keep_on, lab_command, read_pools
 from detector.lab.namespaces import LOCKS
 from detector.lab.relay import Lab
 
@@ -37,9 +38,10 @@ class Listing:
         exits = len({pair.exit for pair in truth.counts})
         return {"flows": truth.flows, "sent": flows, "exits": exits, "hook": self._hook}
 
-    def wait(self) -> None:
+    def wait(self, seconds: float | None = None) -> bool:
         """Stay until interrupted."""
-        signal.pause()
+        time.sleep(seconds or 0)
+        return False
 
 
 @contextmanager
@@ -121,6 +123,38 @@ def test_one_pool_per_family() -> None:
     assert len(read_pools(())) == 2
 
 
+class _Kept:
+    """A lab that only notes what is sent, and a service that ends after some rounds."""
+
+    seed = 5
+
+    def __init__(self, rounds: int) -> None:
+        self.left = rounds
+        self.sent: list[tuple[int, int | None]] = []
+
+    def workload(self, flows: int, *, seed: int | None = None) -> tuple[int, int | None]:
+        return flows, seed
+
+    def send(self, work: tuple[int, int | None], **_: object) -> None:
+        self.sent.append(work)
+        if len(self.sent) == 2:
+            raise HostError("the rules are being changed")
+
+    def wait(self, _seconds: float | None = None) -> bool:
+        self.left -= 1
+        return self.left < 0
+
+
+def test_a_kept_lab_goes_on_sending_other_flows() -> None:
+    """A part of the flows each round, never the same ones, whatever becomes of a round."""
+    kept = _Kept(3)
+    keep_on(Options(flows=80), kept, kept)  # type: ignore[arg-type]
+    assert kept.sent == [(10, 6), (10, 7), (10, 8)]
+    few = _Kept(1)
+    keep_on(Options(flows=3), few, few)  # type: ignore[arg-type]
+    assert few.sent == [(1, 6)]
+
+
 @needs_root
 @pytest.mark.root
 @pytest.mark.lab
@@ -136,6 +170,7 @@ def test_a_kept_lab_stays_until_it_is_interrupted() -> None:
     )
     assert process.stderr is not None
     said = [process.stderr.readline() for _ in range(3)]
+    assert "go on sending" in said[0]
     name = said[2].split()[1]
     assert "nowhere" in said[1]
     assert Path("/run/netns", name).exists()
