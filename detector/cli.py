@@ -12,6 +12,7 @@ import click
 from rich.console import Console
 
 from detector import __version__
+from detector.base.encodings import tolerate
 from detector.base.errors import ExitprintError
 from detector.base.journal import is_journal, priority
 
@@ -77,6 +78,7 @@ def _tell(error: ExitprintError) -> None:
 @click.version_option(__version__, prog_name="exitprint")
 def main() -> None:
     """Tells whether the exit address that a WireGuard peer gets says who the peer is."""
+    tolerate(sys.stdout, sys.stderr)
 
 
 @main.command()

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from itertools import chain
 from pathlib import Path
 from types import FrameType
-from typing import BinaryIO
+from typing import BinaryIO, cast
 
 import numpy as np
 
@@ -101,19 +101,20 @@ class Interruption:
         if self._waiting:
             raise _Interrupted
 
-    def parts(self, parts: Iterator[bytes]) -> Iterator[bytes]:
-        """Parts of a file, until there are no more or Ctrl-C is pressed."""
-        while not self.asked:
+    def reader(self, file: BinaryIO) -> Callable[[int], bytes]:
+        """Reads from a file; when Ctrl-C is pressed it is at its end."""
+        read = getattr(file, "read1", file.read)
+
+        def read_on(size: int) -> bytes:
             self._waiting = True
             try:
-                part = next(parts, None)
+                return b"" if self.asked else cast(bytes, read(size))
             except _Interrupted:
-                return
+                return b""
             finally:
                 self._waiting = False
-            if part is None:
-                return
-            yield part
+
+        return read_on
 
 
 class Listing:
@@ -162,7 +163,7 @@ class Listing:
         """
         unpacking = Unpacking()
         with self._opened() as file:
-            raw = interruption.parts(chunks(file, lambda size: progress(size, self._found.lines.read)))
+            raw = chunks(interruption.reader(file), lambda size: progress(size, self._found.lines.read))
             try:
                 text = blocks(unpacked(raw, unpacking))
                 yield from self._of_text(text, unpacking)

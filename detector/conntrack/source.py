@@ -43,12 +43,17 @@ class Unpacking:
 
 
 def chunks(
-    file: BinaryIO,
+    read: Callable[[int], bytes],
     progress: Callable[[int], None] = lambda _bytes: None,
     now: Callable[[], float] = time.monotonic,
 ) -> Iterator[bytes]:
-    """What a file holds, some megabytes at a time; of a pipe what has come within half a second."""
-    read = getattr(file, "read1", file.read)
+    """What a file holds, some megabytes at a time; of a pipe what has come within half a second.
+
+    Args:
+        read: gives some bytes, at most so many, and none at the end.
+        progress: told how many.
+        now: a clock.
+    """
     pending: list[bytes] = []
     size, since = 0, now()
     while chunk := read(_CHUNK):
