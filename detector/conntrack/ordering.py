@@ -89,7 +89,7 @@ class Ordering:
     def __init__(self, held: int = HELD) -> None:
         self._most = held
         self._parts: list[Flows] = []
-        self._last_seen = np.nan
+        self._first_seen = self._last_seen = np.nan
         self._down = self._up = 0
         self._sign = 0.0
         self._gone = -np.inf
@@ -98,8 +98,8 @@ class Ordering:
 
     @property
     def newest_first(self) -> bool:
-        """Whether times mostly went back."""
-        return self._down > self._up and self._down > 1
+        """Whether times mostly went back, and all in all."""
+        return self._down > self._up and self._last_seen < self._first_seen
 
     def add(self, flows: Flows) -> Iterator[Flows]:
         """The flows that are in their places, when some more come."""
@@ -123,6 +123,7 @@ class Ordering:
         if not len(timed):
             return
         steps = np.diff(timed, prepend=timed[0] if np.isnan(self._last_seen) else self._last_seen)
+        self._first_seen = float(timed[0]) if np.isnan(self._first_seen) else self._first_seen
         self._last_seen = float(timed[-1])
         self._down += int(np.count_nonzero(steps < 0))
         self._up += int(np.count_nonzero(steps > 0))
