@@ -90,6 +90,7 @@ def explanations(observation: Observation, columns: Columns, pinned: Mask) -> li
 def _fitted(trials: Sequence[PredictorTrials], columns: Columns, tests: int) -> list[Explanation]:
     """What was tried where tunnel addresses are known: the rule that each predictor explains best."""
     found: dict[str, Explanation] = {}
+    known = columns.judged.any()  # where nobody can be judged, a busiest exit is any exit
     for one in trials:
         log_p = log_binomial_tail(one.tried, one.hit, one.chance) + math.log(max(one.hypotheses, 1) * tests)
         peers = np.zeros(columns.peers, bool) if one.flagged is None else one.flagged & columns.narrow
@@ -99,7 +100,7 @@ def _fitted(trials: Sequence[PredictorTrials], columns: Columns, tests: int) -> 
             hits=float(one.hit),
             trials=float(one.tried),
             chance=one.chance,
-            log_p=min(log_p, 0.0),
+            log_p=min(log_p, 0.0) if known else 0.0,
             excess=(share - one.chance) / (1 - one.chance) if one.chance < 1 else 0.0,
             peers=peers,
             persons=one.hit,

@@ -331,6 +331,7 @@ class Tally:
             predicted=used.predictions,
             is_network=networks,
             exclusive_map=family in mapping.exclusive,
+            rules_say=frozenset(verdict for one, verdict in mapping.lasting if one is family),
             loss=self._loss(family, mapping),
             class_votes=np.ascontiguousarray(mine.counts[:, 2:]),
             vote_sandwiches=self._evidence.vote_sandwiches(rows),

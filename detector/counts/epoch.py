@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from detector.base.family import Family
+from detector.base.verdicts import Verdict
 from detector.counts.observing import Observed, PoolRanges, observe
 from detector.counts.roster import Exits, Roster
 from detector.counts.window import Counts, Window
@@ -24,6 +25,7 @@ class Epoch:
         window: what was counted.
         pools: the exit pools.
         exclusive: families in which a rule maps peers to exits one to one.
+        lasting: what the rules of each family by themselves deserve to be called.
         ambiguous: how many rules could not be understood.
         exits, roster: exits by number, peers by row.
     """
@@ -33,6 +35,7 @@ class Epoch:
     window: Window
     pools: Sequence[PoolRanges] = ()
     exclusive: frozenset[Family] = frozenset()
+    lasting: frozenset[tuple[Family, Verdict]] = frozenset()
     ambiguous: int = 0
     exits: Exits = field(default_factory=Exits)
     roster: Roster = field(init=False)
@@ -47,8 +50,18 @@ class Epoch:
 
     def observed(self, counts: Counts | None = None) -> list[Observed]:
         """What the analysis is told of each family: the window as it is now, unless its counts are given."""
-        counts = counts or self.window.total()
+        counted = self.window.total() if counts is None else counts
         return [
-            observe(family, counts, self.roster, self.exits, self.pools, exclusive=family in self.exclusive)
+            observe(
+                family,
+                counted,
+                self.roster,
+                self.exits,
+                self.pools,
+                exclusive=family in self.exclusive,
+                panes=self.window.panes if counts is None else (),
+                seconds=self.window.seconds if counts is None else None,
+                rules_say=frozenset(verdict for one, verdict in self.lasting if one is family),
+            )
             for family in Family
         ]

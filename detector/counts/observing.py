@@ -11,10 +11,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from detector.analysis.observation import Loss, Observation, Sandwiches, Trials
+from detector.analysis.observation import Loss, Observation, Panes, Sandwiches, Trials
+from detector.analysis.panes import panes_of
 from detector.base.family import Address, Family, pack
 from detector.base.flows import FLOW_CLASSES, LAGS
 from detector.base.outcomes import LOST_FLOWS, LOST_MEASUREMENTS, Outcome
+from detector.base.verdicts import Verdict
 from detector.counts import words
 from detector.counts.roster import NOBODY, Exits, Roster
 from detector.counts.window import Counts
@@ -65,8 +67,23 @@ def observe(
     pools: Sequence[PoolRanges],
     *,
     exclusive: bool,
+    rules_say: frozenset[Verdict] = frozenset(),
+    panes: Sequence[Counts] = (),
+    seconds: float | None = None,
 ) -> Observed:
-    """What the window says of one family."""
+    """What the window says of one family.
+
+    Args:
+        family: which.
+        counts: of the whole window.
+        roster: whose rows they are.
+        exits: whose numbers they have.
+        pools: of every family.
+        exclusive: the rules map peers to exits one to one.
+        rules_say: what the rules deserve to be called.
+        panes: the counts of each pane of the window, oldest first; none where nobody has them.
+        seconds: how long ago the oldest of the counts began.
+    """
     pair_rows = (counts.flows.keys >> _EXIT_BITS).astype(np.int64)
     rows = roster.select(family, np.concatenate([pair_rows, words.rows_of(counts.words)]))
     peer_of_row = np.full(roster.rows, NOBODY, np.int64)
@@ -103,6 +120,9 @@ def observe(
             predicted={name: used.renumber(table).astype(np.int32) for name, table in predicted.items()},
             is_network=roster.is_network(rows),
             exclusive_map=exclusive,
+            rules_say=rules_say,
+            seconds=seconds,
+            panes=_by_pane(panes, peer_of_row, used, len(rows)),
             loss=_loss(family, counts),
             class_votes=class_votes,
             vote_sandwiches=_sandwiches(told, words.VOTE_SANDWICHES, len(FLOW_CLASSES), len(LAGS)),
@@ -116,6 +136,25 @@ def observe(
         ),
         rows,
     )
+
+
+def _by_pane(
+    panes: Sequence[Counts], peer_of_row: NDArray[np.int64], used: _Numbering, peers: int
+) -> Panes | None:
+    """What the votes of each pane say, of the peers of one family."""
+    if not panes:
+        return None
+    parts = []
+    for number, pane in enumerate(panes):
+        peer = peer_of_row[(pane.votes.keys >> _EXIT_BITS).astype(np.int64)]
+        mine = peer != NOBODY
+        votes = np.stack(unpacked(pane.votes.counts[mine], len(FLOW_CLASSES)), axis=-1).sum(axis=1)
+        exit_ = used.renumber((pane.votes.keys[mine] & _EXIT_MASK).astype(np.int64))
+        parts.append((np.full(len(exit_), number), peer[mine], exit_, votes.astype(np.float64)))
+    pane_, peer_, exit_, votes_ = (np.concatenate(column) for column in zip(*parts, strict=True))
+    kept = exit_ != NOBODY
+    pane, peer, used_exit = (column[kept].astype(np.intp) for column in (pane_, peer_, exit_))
+    return panes_of(pane, peer, used_exit, votes_[kept], (len(panes), peers, len(used.addresses)))
 
 
 def most_refused(counts: Counts, roster: Roster) -> tuple[str, int] | None:

@@ -84,7 +84,18 @@ class Window:
         self._closed: deque[Counts] = deque(maxlen=panes)
         self._closed_total = self._nothing
         self._current = self._nothing
-        self._since = now
+        self._since = self._begun = self._now = now
+
+    @property
+    def panes(self) -> list[Counts]:
+        """The counts of each pane, oldest first; the last one is not over."""
+        return [*self._closed, self._current]
+
+    @property
+    def seconds(self) -> float:
+        """How long ago the oldest of its counts may have begun, when it was last turned."""
+        kept = self._closed.maxlen or 0
+        return min(self._now - self._begun, kept * self._length + self._now - self._since)
 
     def add(self, counts: Counts) -> None:
         """Add to the current pane."""
@@ -93,6 +104,7 @@ class Window:
     def turn(self, now: float) -> int:
         """Close the panes that are over; returns how many."""
         turned = 0
+        self._now = now
         while now - self._since >= self._length:
             self._closed.append(self._current)
             self._current = self._nothing

@@ -235,6 +235,7 @@ class Aggregator:
         self._set_control()
         self.epoch.ambiguous = message.ambiguous
         self.epoch.exclusive = frozenset(message.exclusive)
+        self.epoch.lasting = frozenset(message.lasting)
         self.epoch.pools = [_pool(told) for told in message.pools]
 
     def cycle(self) -> None:

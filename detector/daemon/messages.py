@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
 from detector.base.family import Family
+from detector.base.verdicts import Verdict
 from detector.config.canaries import Canaries
 from detector.config.model import Config
 from detector.config.reload import Reload
@@ -78,12 +79,14 @@ class Rules:
         epoch: number of the rules, from 1 on.
         ambiguous: how many rules could not be understood.
         exclusive: families in which a rule maps peers to exits one to one.
+        lasting: see `detector.nat.mapping.Mapping`.
         added: every slot there is.
     """
 
     epoch: int
     ambiguous: int
     exclusive: tuple[Family, ...]
+    lasting: tuple[tuple[Family, Verdict], ...]
     pools: tuple[ExitRanges, ...]
     added: tuple[Member, ...]
 

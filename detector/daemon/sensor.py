@@ -217,6 +217,7 @@ class Sensor:
             epoch=self._epoch,
             ambiguous=len(mapping.not_understood),
             exclusive=tuple(sorted(mapping.exclusive)),
+            lasting=tuple(sorted(mapping.lasting)),
             pools=tuple(
                 ExitRanges(
                     pool.family,

@@ -10,6 +10,7 @@ from typing import Any
 from detector import predictors
 from detector.base.family import Address, Family
 from detector.base.ranges import AddressRange, normalised, parse_pool
+from detector.base.verdicts import Verdict
 from detector.config.model import Config
 from detector.nat.live import read_live
 from detector.nat.model import Chosen, FieldMap, JHash, NatRule, Netmap, RangeHash, RuleSet
@@ -35,6 +36,9 @@ class Mapping:
             rule of these explains (configured, or split over rules of one address) is one as a whole.
         ranges: what the kernel's own hash chooses from: the ranges of the rules, then those of `pools`.
         exclusive: families in which a rule maps peers to exits one to one.
+        lasting: what the rules of each family by themselves deserve to be called, since what they choose
+            lasts as long as they do: `pinned` by the source alone, `destination_linked` by source and
+            destination.
     """
 
     identity: str
@@ -45,6 +49,7 @@ class Mapping:
     choices: tuple[predictors.ExitPool, ...]
     ranges: tuple[tuple[Address, Address], ...]
     exclusive: frozenset[Family]
+    lasting: frozenset[tuple[Family, Verdict]] = frozenset()
 
     @classmethod
     def nothing(cls) -> Mapping:
@@ -110,7 +115,30 @@ def mapping_of(rules: RuleSet, configured: Sequence[AddressRange]) -> Mapping:
         choices=_choices(rules.rules, pools),
         ranges=tuple((one.first, one.last) for one in ranges),
         exclusive=exclusive_families(rules),
+        lasting=frozenset(
+            (family, verdict)
+            for rule in rules.rules
+            if (verdict := _lasting(rule)) is not None
+            for family in rule.families
+        ),
     )
+
+
+def _lasting(rule: NatRule) -> Verdict | None:
+    """What a rule that looks at the source deserves to be called, None for one that does not keep an exit."""
+    mapping = rule.mapping
+    if isinstance(mapping, RangeHash):
+        return Verdict.PINNED if mapping.persistent else Verdict.DESTINATION_LINKED
+    if isinstance(mapping, Netmap) or (isinstance(mapping, FieldMap) and mapping.by_source):
+        return Verdict.PINNED
+    drawn = [mapping.chooser] if isinstance(mapping, Chosen) else []
+    drawn += [one.chooser for one in rule.matches if one.chooser is not None]
+    for chooser in drawn:
+        if isinstance(chooser, JHash) and any(one.is_source for one in chooser.fields):
+            others = [one for one in chooser.fields if not one.is_source]
+            if all(one.is_destination for one in others):
+                return Verdict.DESTINATION_LINKED if others else Verdict.PINNED
+    return None
 
 
 def _choices(rules: Iterable[NatRule], pools: Iterable[ExitPool]) -> tuple[predictors.ExitPool, ...]:

@@ -143,6 +143,7 @@ def _rules(peers: int) -> Rules:
         epoch=1,
         ambiguous=0,
         exclusive=(),
+        lasting=(),
         pools=(ExitRanges(Family.IPV4, "the bench", ((exits[0], exits[-1]),)),),
         added=tuple(
             Member(

@@ -62,7 +62,7 @@ class Bench:
 
     def begin(self, *slots: int, epoch: int = 1) -> None:
         """The sensor has read rules and these peers."""
-        self.tell(Rules(epoch, 0, (), (POOL,), tuple(map(member, slots))), STATE)
+        self.tell(Rules(epoch, 0, (), (), (POOL,), tuple(map(member, slots))), STATE)
 
     def flows(self, *slots: int) -> None:
         """Each of these peers spreads over the exits."""
@@ -150,7 +150,7 @@ def test_new_rules_begin_with_no_evidence() -> None:
     bench.cycle()
     first, pane = bench.it.epoch, bench.kernel.control[2]
     bench.flows(1)
-    bench.tell(Rules(2, 3, (Family.IPV4,), (POOL,), (member(1), member(2))), STATE)
+    bench.tell(Rules(2, 3, (Family.IPV4,), (), (POOL,), (member(1), member(2))), STATE)
     bench.flows(2)  # told of before they were drained: still the old rules'
     bench.cycle()
     assert int(sum(first.observed()[0].observation.flows)) == 32
@@ -170,7 +170,7 @@ def test_a_prefix_of_any_size_is_a_pool() -> None:
     wide = ExitRanges(
         Family.IPV6, "x", (("2001:db8::", "2001:db8::ffff:ffff:ffff:ffff"), ("fc00::", "fdff::"))
     )
-    bench.tell(Rules(1, 0, (), (POOL, wide), ()), STATE)
+    bench.tell(Rules(1, 0, (), (), (POOL, wide), ()), STATE)
     bench.cycle()
     sizes = [one.observation.pool_sizes for one in bench.it.epoch.observed()]
     assert sizes[0] == (8,)

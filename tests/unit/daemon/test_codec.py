@@ -12,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from detector.base.family import Family
+from detector.base.verdicts import Verdict
 from detector.config.model import Config, Listen, Tables
 from detector.config.reload import Reload
 from detector.config.tls import Tls, WebConfig
@@ -39,7 +40,12 @@ CONFIG = Config("relay", ("wg0",), None, ("203.0.113.1",), listen=Listen("::1", 
 EXAMPLES: list[object] = [
     Peers((MEMBER,), (1, 2)),
     Rules(
-        2, 1, (Family.IPV4,), (ExitRanges(Family.IPV4, "x", (("203.0.113.1", "203.0.113.9"),)),), (MEMBER,)
+        2,
+        1,
+        (Family.IPV4,),
+        ((Family.IPV6, Verdict.PINNED),),
+        (ExitRanges(Family.IPV4, "x", (("203.0.113.1", "203.0.113.9"),)),),
+        (MEMBER,),
     ),
     State("for nothing", True, 0, 1 << 40, {"keys": 3}, 5, 6),
     NewConfig(CONFIG, Reload(False, 12.5, ("hook",))),

@@ -12,6 +12,7 @@ import pytest
 
 from detector.base.family import Address, Family
 from detector.base.ranges import parse_pool
+from detector.base.verdicts import Verdict
 from detector.counts.observing import PoolRanges
 from detector.lab.layout import DEFAULT_POOLS
 from detector.lab.mappings import MAPPINGS
@@ -119,3 +120,22 @@ def test_predictors_are_told_of_each_rule() -> None:
     assert [one.size for one in mapping_of(rules(text), []).choices] == [4, 2, 6]
     configured = mapping_of(RuleSet(), [parse_pool("198.51.100.1-198.51.100.9")])
     assert [(one.size, one.origin) for one in configured.choices] == [(9, "configuration")]
+
+
+@pytest.mark.parametrize(
+    ("name", "verdict"),
+    [
+        ("persistent", Verdict.PINNED),
+        ("jhash", Verdict.PINNED),
+        ("jhash-seeded", Verdict.PINNED),
+        ("plain", Verdict.DESTINATION_LINKED),
+        ("jhash-src-dst", Verdict.DESTINATION_LINKED),
+        ("numgen-random", None),
+        ("numgen-inc", None),
+        ("masquerade", None),
+    ],
+)
+def test_what_a_rule_keeps_it_keeps_for_long(name: str, verdict: Verdict | None) -> None:
+    """What is chosen by source, or by source and destination, lasts; a draw for each flow does not."""
+    said = named(name).lasting
+    assert said == (frozenset() if verdict is None else frozenset((one, verdict) for one in Family))

@@ -1,0 +1,66 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the analysis is told of the panes: votes by pane, of one family, in its own numbers."""
+
+from __future__ import annotations
+
+from ipaddress import ip_address
+
+import numpy as np
+
+from detector.base.family import Family, pack
+from detector.base.outcomes import Outcome
+from detector.base.verdicts import Verdict
+from detector.counts.columns import Columns
+from detector.counts.observing import observe
+from detector.counts.roster import Exits, Member, Roster
+from detector.counts.window import Counts, Window
+
+SHAPE = (len(Family), len(Outcome))
+
+
+def votes(*pairs: tuple[int, int, int]) -> Counts:
+    """Votes of TCP: row, exit number, how many; as many flows."""
+    keys = np.array([row << 32 | exit_ for row, exit_, _ in pairs], np.uint64)
+    many = np.array([count for _, _, count in pairs], np.uint64)
+    return Counts(np.zeros(SHAPE, np.int64), flows=Columns.of(keys, many), votes=Columns.of(keys, many))
+
+
+def test_votes_far_apart_are_compared() -> None:
+    """Two votes in one pane, two in the next but one: four pairs lie far apart, and half of them agree."""
+    exits = Exits()
+    for text in ("2001:db8::1", "203.0.113.1", "203.0.113.2"):
+        exits.number(pack(ip_address(text)))
+    roster = Roster(exits)
+    roster.add(
+        [Member(1, Family.IPV6, False, "six", {}), Member(2, Family.IPV4, False, "four", {})],
+    )
+    window = Window(60.0, 6, SHAPE, 0.0)
+    window.add(votes((0, 0, 5), (1, 1, 2)))
+    window.turn(20.0)
+    window.add(votes((1, 1, 1), (1, 2, 1)))
+    seen = observe(
+        Family.IPV4,
+        window.total(),
+        roster,
+        exits,
+        [],
+        exclusive=False,
+        rules_say=frozenset({Verdict.PINNED}),
+        panes=window.panes,
+        seconds=window.seconds,
+    ).observation
+    assert seen.panes is not None
+    assert seen.panes.exits.tolist() == [[2, 0], [0, 0], [1, 1]]
+    assert (seen.panes.far_tried.tolist(), seen.panes.far_same.tolist()) == ([4.0], [2.0])
+    assert seen.panes.agreement.tolist() == [1.0, 0.0, 0.0]
+    assert seen.seconds == 20.0
+    assert seen.rules_say == frozenset({Verdict.PINNED})
+
+
+def test_a_window_is_as_old_as_what_it_keeps() -> None:
+    """Seconds since it began, and no more than the panes that it holds."""
+    window = Window(60.0, 6, SHAPE, 100.0)
+    window.turn(104.0)
+    assert window.seconds == 4.0
+    window.turn(1000.0)
+    assert 60.0 <= window.seconds <= 70.0
