@@ -106,6 +106,7 @@ transcript: stack-env
 # Pages that are made from code and kept beside it.
 generate: env
 	@$(PYTHON) -m tools.metrics_page
+	@$(PYTHON) -m tools.rules
 	@$(PYTHON) -m tools.schemas
 	@$(PYTHON) -m tools.config_pages
 	@$(PYTHON) -m dashboards

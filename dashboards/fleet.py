@@ -8,6 +8,8 @@ from grafana_foundation_sdk.builders.dashboard import Dashboard
 from dashboards.style import (
     ANY_IS_BAD,
     RANK_STEPS,
+    RELAY_PAGE,
+    RUNBOOK_PAGE,
     About,
     Part,
     Query,
@@ -21,6 +23,8 @@ from dashboards.style import (
 )
 
 PREDICTABLE, DOWN = "ExitprintMappingPredictable", "ExitprintDetectorDown"
+LINKED = "ExitprintFleetLinked"
+_WATCHED = {None: "red", 0.95: "orange", 1: "green"}
 _RELAYS = 'fleet=~"$fleet", relay=~"$relay"'
 _WORST = f"relay:exitprint_verdict:worst{{{_RELAYS}}}"
 _SHARES = {None: "green", 0.01: "orange", 0.1: "red"}
@@ -50,8 +54,43 @@ def _now() -> Part:
         Query(f"count({_WORST} == 4) or vector(0)", "not known"),
     )
     watched = stat(
-        About("Relays watched", "Relays whose detector answers.", DOWN, "short", {None: "red", 1: "green"}),
-        Query(f'sum(up{{job="exitprint", {_RELAYS}}})', "watched"),
+        About(
+            "Relays watched", "Relays that answer, of those that are expected.", DOWN, "percentunit", _WATCHED
+        ),
+        Query(
+            'sum(fleet:exitprint_watched_relays:count{fleet=~"$fleet"})'
+            ' / sum(fleet:exitprint_expected_relays:count{fleet=~"$fleet"})',
+            "of those expected",
+        ),
+        Query('sum(fleet:exitprint_expected_relays:count{fleet=~"$fleet"})', "expected"),
+        units={"expected": "short"},
+    )
+    linked = stat(
+        About(
+            "Relays linkable with each other",
+            "Relays among which canaries sit at one fraction. None is no proof for relays without canaries.",
+            LINKED,
+            "short",
+            ANY_IS_BAD,
+        ),
+        Query(
+            'max by (fleet, family) (fleet_family:exitprint_linked_relays:count{fleet=~"$fleet"})',
+            "{{fleet}} {{family}}",
+        ),
+    )
+    told = stat(
+        About(
+            "Relays compared",
+            "Share of the expected relays of which canaries tell whether they are linkable with others.",
+            "ExitprintCanariesMissing",
+            "percentunit",
+            _WATCHED,
+        ),
+        Query(
+            f"count(count by (fleet, relay) (relay_family:exitprint_canary_linked:bool{{{_RELAYS}}}))"
+            ' / sum(fleet:exitprint_expected_relays:count{fleet=~"$fleet"})',
+            "compared",
+        ),
     )
     share = stat(
         About(
@@ -75,12 +114,24 @@ def _now() -> Part:
             "{{fleet}} {{family}}",
         ),
     )
-    return Part("Now", [(leaking, 4, 5), (unknown, 4, 5), (watched, 4, 5), (share, 6, 5), (bits, 6, 5)])
+    return Part(
+        "Now",
+        [
+            (leaking, 4, 5),
+            (unknown, 4, 5),
+            (watched, 4, 5),
+            (linked, 4, 5),
+            (told, 4, 5),
+            (share, 4, 5),
+            (bits, 4, 5),
+        ],
+    )
 
 
 def _relays() -> Part:
     columns = {
-        "Rank": Query(f"max by (fleet, relay, verdict) ({_WORST})"),
+        "Verdict": Query(f"max by (fleet, relay) ({_WORST})"),
+        "Linked": Query(f"max by (fleet, relay) (relay_family:exitprint_canary_linked:bool{{{_RELAYS}}})"),
         "Leak": Query(f"max by (fleet, relay) (relay_family:exitprint_leak_bits:trusted{{{_RELAYS}}})"),
         "Peers that leak": Query(
             f"max by (fleet, relay) (relay_family:exitprint_leaking_peers:ratio{{{_RELAYS}}})"
@@ -99,13 +150,16 @@ def _relays() -> Part:
     listing = table(
         About(
             "Relays",
-            "Each relay's deciding verdict, its rank (8 is the worst), how much leaks and since when.",
+            "Each expected relay's deciding verdict, the worst first; linked is 1 where others share it.",
             PREDICTABLE,
             "short",
             RANK_STEPS,
         ),
         columns,
         units,
+        worst="Verdict",
+        ranks="Verdict",
+        links={"relay": ("Relay", RELAY_PAGE)},
     )
     firing = table(
         About("Alerts", "What fires now on these relays.", PREDICTABLE, "short", ANY_IS_BAD),
@@ -116,6 +170,7 @@ def _relays() -> Part:
             )
         },
         {},
+        links={"relay": ("Relay", RELAY_PAGE), "alertname": ("Runbook", RUNBOOK_PAGE)},
     )
     return Part("Relays", [(listing, 14, 9), (firing, 10, 9)])
 
@@ -172,6 +227,55 @@ def _history() -> Part:
         ),
         most=1,
     )
+    fixed = series(
+        About(
+            "Relays fixed of all",
+            "Share of the expected relays that is shown to be fixed. Unknown is not fixed.",
+            PREDICTABLE,
+            "percentunit",
+        ),
+        Query('fleet:exitprint_fixed_relays:ratio{fleet=~"$fleet"}', "{{fleet}}"),
+        most=1,
+    )
+    together = series(
+        About(
+            "Relays linkable with each other",
+            "How many relays share what decides, as canaries show.",
+            LINKED,
+        ),
+        Query(
+            'max by (fleet, family) (fleet_family:exitprint_linked_relays:count{fleet=~"$fleet"})',
+            "{{fleet}} {{family}}",
+        ),
+    )
+    joint = series(
+        About(
+            "What relays tell together",
+            "Bits that the exits of one peer on all linked relays tell, beyond what they would apart.",
+            LINKED,
+            "suffix: bits",
+        ),
+        Query(
+            'max by (fleet, family) (fleet_family:exitprint_linked_bits:max{fleet=~"$fleet"})',
+            "{{fleet}} {{family}}",
+        ),
+    )
+    versions = series(
+        About("Versions", "Relays by version of exitprint.", DOWN),
+        Query(f"count by (version) (exitprint_build_info{{{_RELAYS}}})", "{{version}}"),
+        stacked=True,
+    )
     return Part(
-        "Over time", [(worst, 24, 9), (verdicts, 12, 8), (share, 12, 8), (bits, 12, 8), (coverage, 12, 8)]
+        "Over time",
+        [
+            (worst, 24, 9),
+            (fixed, 12, 8),
+            (verdicts, 12, 8),
+            (together, 12, 8),
+            (joint, 12, 8),
+            (share, 12, 8),
+            (bits, 12, 8),
+            (coverage, 12, 8),
+            (versions, 12, 8),
+        ],
     )

@@ -23,6 +23,8 @@ Labels = Mapping[str, frozenset[str]]
 _ANY: frozenset[str] = frozenset()
 # Set by the scrape configuration: deploy/prometheus/prometheus.yml.
 TARGET: Labels = dict.fromkeys(("job", "instance", "fleet", "relay"), _ANY)
+# From a list of relays (docs/fleet.md), not from exitprint.
+_FROM_ELSEWHERE: Mapping[str, Labels] = {"exitprint_expected_relay": {"fleet": _ANY, "relay": _ANY}}
 _WORDS = re.compile(r"\w+(\|\w+)*")
 
 
@@ -34,16 +36,39 @@ class Schema:
     """Every series that there is: a target's `up`, the registry's, and those of recording rules."""
 
     def __init__(self) -> None:
-        self.series: dict[str, Labels] = {"up": TARGET}
+        self.series: dict[str, Labels] = {"up": TARGET, **_FROM_ELSEWHERE}
         for metric in METRICS:
             own = {label.name: frozenset(label.values) for label in metric.labels}
             self.series[metric.series] = {**TARGET, **own}
 
     def record(self, rules: Iterable[Mapping[str, Any]]) -> None:
-        """Add what recording rules make, in their order."""
-        for rule in rules:
-            if "record" in rule:
-                self.series[rule["record"]] = self.labels(rule["expr"])
+        """Add what recording rules make; they may look at what is made after them, and at themselves."""
+        waiting = [rule for rule in rules if "record" in rule]
+        while waiting:
+            later: list[Mapping[str, Any]] = []
+            for rule in waiting:
+                name, own = rule["record"], dict.fromkeys(rule.get("labels", {}), _ANY)
+                try:
+                    found = self._recorded(name, rule["expr"])
+                except WrongQueryError as error:
+                    if not any(f"no metric {other['record']} " in str(error) for other in waiting):
+                        raise
+                    later.append(rule)
+                else:
+                    self.series[name] = _merged(self.series.get(name, {}), {**found, **own})
+            if len(later) == len(waiting):
+                raise WrongQueryError(f"rules wait for each other: {[rule['record'] for rule in later]}")
+            waiting = later
+
+    def _recorded(self, name: str, expr: str) -> Labels:
+        """A rule that looks at itself sees what it made before."""
+        if name not in self.series and name in expr:
+            self.series[name] = dict.fromkeys(("fleet", "relay", "family"), _ANY)
+            try:
+                return self.labels(expr)
+            finally:
+                del self.series[name]
+        return self.labels(expr)
 
     def alert(self, rules: Iterable[Mapping[str, Any]]) -> None:
         """Add Prometheus' own series about the alerts of these rules."""
@@ -96,7 +121,16 @@ class Schema:
     def _aggregated(self, part: ql.AggregateExpr) -> Labels:
         inner = self._of(part.expr) or {}
         if str(part.op) in {"topk", "bottomk"}:
+            for name in part.modifier.labels if part.modifier else ():
+                _has(inner, name)
             return inner
+        if str(part.op) == "count_values":
+            label: Any = part.param
+            return {**self._by(part, inner), label.val: _ANY}
+        return self._by(part, inner)
+
+    def _by(self, part: ql.AggregateExpr, inner: Labels) -> Labels:
+        """The labels that an aggregation leaves."""
         if part.modifier is None:
             return {}
         named = {name: _has(inner, name) for name in part.modifier.labels}

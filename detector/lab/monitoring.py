@@ -1,6 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Debian's Prometheus and Alertmanager and a receiver of webhooks, with the project's own rules and routes.
 
+Or, as the other recipe for fleets has it, VictoriaMetrics in the place of Prometheus: vmagent asks the
+relays and writes to it, vmalert evaluates the rules.
+
 They are processes of ours in a temporary folder, on free ports of loopback; the machine's own services are
 left alone.
 """
@@ -15,12 +18,12 @@ import threading
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 from urllib.parse import urlencode
 
 import yaml
@@ -28,12 +31,16 @@ import yaml
 from detector.base.errors import HostError
 from detector.lab import timescale
 from detector.lab.namespaces import require
+from detector.lab.timescale import Target
 
 INTERVAL = "1s"
 _HOST = "127.0.0.1"
 _PATIENCE = 60.0
 _POLL = 0.1
 
+_PROGRAMS = {"prometheus": ("prometheus",), "victoria-metrics": ("victoria-metrics", "vmagent", "vmalert")}
+
+Engine = Literal["prometheus", "victoria-metrics"]
 _Found = TypeVar("_Found")
 
 
@@ -104,13 +111,17 @@ class Monitoring:
     """Prometheus, Alertmanager and the receiver, as they run.
 
     Attributes:
-        prometheus, alertmanager: their addresses.
+        prometheus, alertmanager: their addresses; for the former, what answers queries.
+        rules: what evaluates the rules.
         receiver: what was told.
         factor: by which all times of rules and routes are shorter.
     """
 
-    def __init__(self, prometheus: str, alertmanager: str, receiver: Receiver, factor: float) -> None:
+    def __init__(
+        self, prometheus: str, alertmanager: str, receiver: Receiver, factor: float, rules: str = ""
+    ) -> None:
         self.prometheus = prometheus
+        self.rules = rules or prometheus
         self.alertmanager = alertmanager
         self.receiver = receiver
         self.factor = factor
@@ -118,7 +129,7 @@ class Monitoring:
 
     def alerts(self) -> list[dict[str, Any]]:
         """Prometheus' alerts, pending and firing, as it tells them."""
-        found: list[dict[str, Any]] = self._ask("alerts")["alerts"]
+        found: list[dict[str, Any]] = self._ask("alerts", of=self.rules)["alerts"]
         return found
 
     def query(self, expr: str) -> list[dict[str, Any]]:
@@ -146,8 +157,12 @@ class Monitoring:
         """The names of the alerts that fire in Prometheus now."""
         return {alert["labels"]["alertname"] for alert in self.alerts() if alert["state"] == "firing"}
 
-    def _ask(self, what: str, **parameters: Any) -> dict[str, Any]:
-        url = f"{self.prometheus}/api/v1/{what}?{urlencode(parameters)}"
+    def rule_seconds(self) -> float:
+        """What the last round of all rules took, in seconds of the engine's own clock (Prometheus alone)."""
+        return float(sum(group["evaluationTime"] for group in self._ask("rules", of=self.rules)["groups"]))
+
+    def _ask(self, what: str, of: str = "", **parameters: Any) -> dict[str, Any]:
+        url = f"{of or self.prometheus}/api/v1/{what}?{urlencode(parameters)}"
         try:
             with urllib.request.urlopen(url, timeout=_PATIENCE) as answer:  # noqa: S310  (our own loopback address)
                 found: dict[str, Any] = json.load(answer)["data"]
@@ -172,35 +187,48 @@ class Monitoring:
 
 
 @contextmanager
-def monitoring(target: str, factor: float) -> Iterator[Monitoring]:
-    """Watch a relay; everything is gone when the ``with`` block ends.
+def monitoring(
+    targets: Sequence[Target], factor: float, engine: Engine = "prometheus", interval: str = INTERVAL
+) -> Iterator[Monitoring]:
+    """Watch relays; everything is gone when the ``with`` block ends.
 
     Args:
-        target: host and port of its /metrics.
+        targets: the relays.
         factor: by which all times of rules and routes are shorter.
+        engine: what asks them and evaluates the rules.
+        interval: of both.
 
     Raises:
         HostError: a program is missing or does not start.
     """
-    require("prometheus", "prometheus-alertmanager")
+    require(*_PROGRAMS[engine], "prometheus-alertmanager")
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="exitprint-stack-")))
         receiver = Receiver()
         stack.callback(receiver.close)
-        ports = _free_port(), _free_port()
-        places = tuple(f"{_HOST}:{port}" for port in ports)
-        _write(folder, target, places[1], receiver.url, factor)
-        _start(stack, folder, _alertmanager(places[1]), places[1])
-        _start(stack, folder, _prometheus(places[0]), places[0])
-        yield Monitoring(f"http://{places[0]}", f"http://{places[1]}", receiver, factor)
+        alertmanager, store, agent, rules = (f"{_HOST}:{_free_port()}" for _ in range(4))
+        _write(folder, timescale.prometheus(targets, alertmanager, interval), receiver.url, factor)
+        _start(stack, folder, _alertmanager(alertmanager), alertmanager)
+        if engine == "prometheus":
+            rules = store
+            _start(stack, folder, _prometheus(store), store)
+        else:
+            _start(stack, folder, _victoria_metrics(store), store, "/health")
+            _start(stack, folder, _vmagent(agent, store), agent, "/health")
+            _start(stack, folder, _vmalert(rules, store, alertmanager, interval), rules, "/health")
+        yield Monitoring(
+            f"http://{store}", f"http://{alertmanager}", receiver, factor, rules=f"http://{rules}"
+        )
 
 
-def _write(folder: Path, target: str, alertmanager: str, receiver: str, factor: float) -> None:
+def _write(folder: Path, prometheus: dict[str, Any], receiver: str, factor: float) -> None:
     files = {name: timescale.rules(name, factor) for name in timescale.RULES}
-    files["prometheus.yml"] = timescale.prometheus(target, alertmanager, INTERVAL)
+    files["prometheus.yml"] = prometheus
     files["alertmanager.yml"] = timescale.routes(factor, receiver)
+    files["vmagent.yml"] = {key: prometheus[key] for key in ("scrape_configs",)}
+    files["vmagent.yml"]["global"] = {"scrape_interval": prometheus["global"]["scrape_interval"]}
     for name, content in files.items():
-        (folder / name).write_text(yaml.safe_dump(content, sort_keys=False))
+        (folder / name).write_text(yaml.safe_dump(content, sort_keys=False, width=10_000))
 
 
 def _prometheus(place: str) -> list[str]:
@@ -210,6 +238,46 @@ def _prometheus(place: str) -> list[str]:
         "--storage.tsdb.path=data",
         f"--web.listen-address={place}",
         "--log.level=warn",
+    ]
+
+
+def _victoria_metrics(place: str) -> list[str]:
+    return [
+        "victoria-metrics",
+        "-storageDataPath=data",
+        f"-httpListenAddr={place}",
+        "-search.latencyOffset=0s",  # so that times can be short: what was written is seen at once
+        "-search.disableCache",
+        "-search.maxLookback=15s",
+        "-loggerLevel=WARN",
+    ]
+
+
+def _vmagent(place: str, store: str) -> list[str]:
+    return [
+        "vmagent",
+        "-promscrape.config=vmagent.yml",
+        f"-remoteWrite.url=http://{store}/api/v1/write",
+        "-remoteWrite.tmpDataPath=agent",
+        "-remoteWrite.flushInterval=200ms",
+        f"-httpListenAddr={place}",
+        "-loggerLevel=WARN",
+    ]
+
+
+def _vmalert(place: str, store: str, alertmanager: str, interval: str) -> list[str]:
+    return [
+        "vmalert",
+        *(f"-rule={name}" for name in timescale.RULES),
+        f"-datasource.url=http://{store}",
+        f"-remoteWrite.url=http://{store}",
+        "-remoteWrite.flushInterval=200ms",
+        "-datasource.queryStep=15s",
+        "-datasource.queryTimeAlignment=false",
+        f"-notifier.url=http://{alertmanager}",
+        f"-evaluationInterval={interval}",
+        f"-httpListenAddr={place}",
+        "-loggerLevel=WARN",
     ]
 
 
@@ -224,14 +292,14 @@ def _alertmanager(place: str) -> list[str]:
     ]
 
 
-def _start(stack: ExitStack, folder: Path, command: list[str], place: str) -> None:
+def _start(stack: ExitStack, folder: Path, command: list[str], place: str, health: str = "/-/ready") -> None:
     log = stack.enter_context((folder / f"{command[0]}.log").open("w+"))
     process = subprocess.Popen(
         command, cwd=folder, stdin=subprocess.DEVNULL, stdout=log, stderr=log, process_group=0
     )
     stack.callback(_stop, process)
     limit = time.monotonic() + _PATIENCE
-    while not _ready(place):
+    while not _ready(place + health):
         if process.poll() is not None or time.monotonic() > limit:
             log.seek(0)
             raise HostError(f"{command[0]} did not start: {' '.join(log.read().split()[-40:])}")
@@ -240,7 +308,7 @@ def _start(stack: ExitStack, folder: Path, command: list[str], place: str) -> No
 
 def _ready(place: str) -> bool:
     try:
-        with urllib.request.urlopen(f"http://{place}/-/ready", timeout=5) as answer:
+        with urllib.request.urlopen(f"http://{place}", timeout=5) as answer:
             return bool(answer.status == 200)
     except OSError:
         return False

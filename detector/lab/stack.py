@@ -22,6 +22,7 @@ from detector.base.errors import ExitprintError
 from detector.lab.monitoring import Alert, Monitoring, monitoring
 from detector.lab.relay import Lab
 from detector.lab.service import LabService, start_service
+from detector.lab.timescale import Target
 
 FACTOR = 60.0
 GOOD, BAD = "jhash", "persistent"
@@ -92,7 +93,7 @@ def scene(factor: float = FACTOR, *, mapping: str = GOOD, **keys: Any) -> Iterat
         lab = stack.enter_context(Lab(peers=PEERS))
         lab.apply(mapping)
         service = stack.enter_context(start_service(lab, port=0, **keys))
-        watch = stack.enter_context(monitoring(urlsplit(service.metrics).netloc, factor))
+        watch = stack.enter_context(monitoring([Target(urlsplit(service.metrics).netloc)], factor))
         yield Scene(lab, service, watch, count(1))
 
 

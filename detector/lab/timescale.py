@@ -7,6 +7,8 @@ Nothing else is changed: what the rules look at, what they say and where it goes
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +17,7 @@ import yaml
 from detector.base.errors import HostError
 
 DEPLOY = Path(__file__).parents[2] / "deploy"
-RULES = ("exitprint-recording.yml", "exitprint-alerts.yml")
+RULES = ("exitprint-recording.yml", "exitprint-fleet.yml", "exitprint-alerts.yml")
 
 _UNITS = {"ms": 1, "s": 1000, "m": 60_000, "h": 3_600_000, "d": 86_400_000}
 _DURATION = r"(\d+)(ms|s|m|h|d)"
@@ -49,19 +51,40 @@ def rules(name: str, factor: float) -> dict[str, Any]:
     return found
 
 
-def prometheus(target: str, alertmanager: str, interval: str) -> dict[str, Any]:
-    """The example of a Prometheus, with one relay called `lab` in a fleet called `lab`.
+@dataclass(frozen=True, slots=True)
+class Target:
+    """What is scraped.
+
+    Attributes:
+        address: host and port of a /metrics.
+        relay, fleet: what it is called; an empty relay: a page of many relays, which names them itself.
+    """
+
+    address: str
+    relay: str = "lab"
+    fleet: str = "lab"
+
+    @property
+    def static(self) -> dict[str, Any]:
+        """As a scrape configuration has it."""
+        labels = {"fleet": self.fleet, "relay": self.relay} if self.relay else {}
+        return {"targets": [self.address], "labels": labels}
+
+
+def prometheus(targets: Sequence[Target], alertmanager: str, interval: str) -> dict[str, Any]:
+    """The example of a Prometheus, with these relays.
 
     Args:
-        target: host and port of the relay's /metrics.
+        targets: the relays.
         alertmanager: host and port.
         interval: of scraping and of evaluating the rules.
     """
     found = _deployed("prometheus", "prometheus.yml")
     found["global"] = {"scrape_interval": interval, "evaluation_interval": interval}
     found["alerting"]["alertmanagers"] = [{"static_configs": [{"targets": [alertmanager]}]}]
-    labels = {"fleet": "lab", "relay": "lab"}
-    found["scrape_configs"][0]["static_configs"] = [{"targets": [target], "labels": labels}]
+    job = found["scrape_configs"][0]
+    job["static_configs"] = [target.static for target in targets]
+    job["honor_labels"] = not all(target.relay for target in targets)
     return found
 
 
@@ -69,6 +92,7 @@ def routes(factor: float, receiver: str) -> dict[str, Any]:
     """The example of an Alertmanager, with shorter times, and webhooks at the address of `receiver`."""
     found = _deployed("alertmanager", "alertmanager.yml")
     _shorten(found["route"], factor)
+    found["templates"] = [str(DEPLOY / "alertmanager" / name) for name in found["templates"]]
     for one in found["receivers"]:
         for hook in one["webhook_configs"]:
             hook["url"] = f"{receiver}/{one['name']}"

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from detector.lab.monitoring import Monitoring, monitoring
+from detector.lab.timescale import Target
 
 pytestmark = pytest.mark.skipif(
     not shutil.which("prometheus-alertmanager"), reason="NO prometheus-alertmanager here"
@@ -21,7 +22,7 @@ pytestmark = pytest.mark.skipif(
 @pytest.fixture(scope="module")
 def watch() -> Iterator[Monitoring]:
     """Prometheus and Alertmanager without a relay behind them."""
-    with monitoring("127.0.0.1:1", factor=1000) as running:
+    with monitoring([Target("127.0.0.1:1")], factor=1000) as running:
         yield running
 
 

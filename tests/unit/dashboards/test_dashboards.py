@@ -18,7 +18,7 @@ import pytest
 import yaml
 
 from dashboards.__main__ import FOLDER, files
-from dashboards.style import RANKS
+from dashboards.style import MITIGATED, MITIGATED_RANK, RANKS
 from detector.publish import metrics
 from tests import promql
 from tests.promql import Schema, WrongQueryError, rules_in
@@ -49,7 +49,9 @@ def plain(expr: str) -> str:
 
 def _schema() -> Schema:
     schema = Schema()
-    schema.record(rules_in(PROMETHEUS / "exitprint-recording.yml"))
+    schema.record(
+        [rule for name in ("recording", "fleet") for rule in rules_in(PROMETHEUS / f"exitprint-{name}.yml")]
+    )
     schema.alert(rules_in(PROMETHEUS / "exitprint-alerts.yml"))
     return schema
 
@@ -210,5 +212,8 @@ def test_ranks_are_those_of_the_recording_rule() -> None:
         for rule in rules_in(PROMETHEUS / "exitprint-recording.yml")
         if "record" in rule
     }
-    said = re.findall(r'(\d) \* \S+trusted{verdict="(\w+)"', rules["relay_family:exitprint_verdict:rank"])
+    expr = rules["relay_family:exitprint_verdict:rank"]
+    said = re.findall(r'(?<![\d.])(\d) \* (?:\(\s+)?\S+trusted{verdict="(\w+)"', expr)
     assert {verdict: int(rank) for rank, verdict in said} | {"unknown": 4} == RANKS
+    assert f"{MITIGATED_RANK:g} * (" in expr
+    assert f'"verdict", "{MITIGATED}"' in expr

@@ -49,7 +49,7 @@ def test_promtool_and_amtool_accept_what_the_lab_runs(tmp_path: Path) -> None:
     for name in timescale.RULES:
         (tmp_path / name).write_text(yaml.safe_dump(timescale.rules(name, 120)))
     (tmp_path / "prometheus.yml").write_text(
-        yaml.safe_dump(timescale.prometheus("127.0.0.1:1", "127.0.0.1:2", "1s"))
+        yaml.safe_dump(timescale.prometheus([timescale.Target("127.0.0.1:1")], "127.0.0.1:2", "1s"))
     )
     routes = tmp_path / "alertmanager.yml"
     routes.write_text(yaml.safe_dump(timescale.routes(120, "http://127.0.0.1:3")))
