@@ -22,15 +22,16 @@ from itertools import takewhile
 from types import FrameType
 
 from detector import logs
+from detector.analysis.observation import PredictorTrials
 from detector.analysis.report import Report
 from detector.analysis.verdict import judge
 from detector.base.errors import EXIT_HOST, UsageError
-from detector.base.family import pack
+from detector.base.family import Family, pack
 from detector.config.model import Config
 from detector.config.reload import Reload
 from detector.config.tls import WebConfig
 from detector.counts.canaries import places
-from detector.counts.epoch import Epoch
+from detector.counts.epoch import Epoch, SlotTrials
 from detector.counts.load import load_of
 from detector.counts.observing import Observed, PoolRanges
 from detector.counts.previous_epoch import PreviousEpoch
@@ -49,12 +50,14 @@ from detector.daemon.messages import (
     NewConfig,
     NewWeb,
     Peers,
+    PredictorTrial,
     Released,
     Rules,
     State,
     Stop,
     ToAggregator,
     ToSensor,
+    Trials,
 )
 from detector.daemon.notify import BEAT
 from detector.kernel.bpf import RunTime
@@ -191,6 +194,11 @@ class Aggregator:
             case State():
                 self._state = message
                 self._heard, self._heard_at = self._clock.monotonic(), self._clock.time()
+            case Trials() if message.epoch == self.epoch.number:
+                self.epoch.trials = {
+                    family: [_trial(one) for one in message.trials if one.family is family]
+                    for family in Family
+                }
             case NewWeb():
                 self._let_in(message.config)
             case NewConfig():
@@ -386,6 +394,11 @@ def _same(one: Moment, other: Moment | None) -> bool:
 def _member(told: messages.Member) -> Member:
     predictions = {name: list(said) for name, said in told.predictions.items()}
     return Member(told.slot, told.family, told.is_network, told.pseudonym, predictions)
+
+
+def _trial(told: PredictorTrial) -> SlotTrials:
+    sums = PredictorTrials(told.predictor, told.rule, told.tried, told.hit, told.chance, told.hypotheses)
+    return SlotTrials(sums, told.flagged)
 
 
 def _pool(told: ExitRanges) -> PoolRanges:

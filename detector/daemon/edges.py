@@ -105,5 +105,8 @@ class TableWriter(Protocol):
         """How often the kernel program ran, and how long in all."""
 
 
+VotesReader = Callable[[int], Iterable[tuple[int, bytes]]]
+"""Slots below a number that have voted since it was asked, with the exit of the last vote as 16 bytes."""
+
 RulesReader = Callable[[Config], "NatMapping"]
 PeersReader = Callable[[Sequence[str] | None], "Snapshot"]

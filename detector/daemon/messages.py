@@ -114,6 +114,37 @@ class State:
 
 
 @dataclass(frozen=True, slots=True)
+class PredictorTrial:
+    """One predictor of the tunnel address, tried by the sensor for one rule.
+
+    Attributes:
+        predictor: its name.
+        rule: where the rule stands, for people; empty where nobody knows.
+        tried, hit: persons, one trial each, on the exit that it has most often.
+        chance: share of hits that independent exits would give.
+        hypotheses: how many forms were tried to find the one that fits best.
+        flagged: slots whose exit it names; None where it does not hold, and they are chance.
+    """
+
+    family: Family
+    predictor: str
+    rule: str
+    tried: int
+    hit: int
+    chance: float
+    hypotheses: int
+    flagged: tuple[int, ...] | None
+
+
+@dataclass(frozen=True, slots=True)
+class Trials:
+    """What all predictors come to under the rules of an epoch: sums, and no prediction."""
+
+    epoch: int
+    trials: tuple[PredictorTrial, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class NewConfig:
     """The configuration to go on with, and how reading it went."""
 
@@ -145,7 +176,7 @@ class Alive:
     """The aggregator serves, and goes on."""
 
 
-ToAggregator = Peers | Rules | State | NewConfig | NewWeb | Stop
+ToAggregator = Peers | Rules | State | Trials | NewConfig | NewWeb | Stop
 ToSensor = Released | Alive
 
 

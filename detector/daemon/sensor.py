@@ -27,7 +27,7 @@ from detector.config.reload import Merged, Reload, SighupPipe, merge, read_confi
 from detector.daemon import codec, privileges
 from detector.daemon.channel import Channel, Closed, Stalled, TooLong, sensor_end
 from detector.daemon.codec import Malformed
-from detector.daemon.edges import Clock, Link, PeersReader, RulesReader, TableWriter
+from detector.daemon.edges import Clock, Link, PeersReader, RulesReader, TableWriter, VotesReader
 from detector.daemon.memory import resident_bytes
 from detector.daemon.messages import (
     Alive,
@@ -43,10 +43,12 @@ from detector.daemon.messages import (
     Stop,
     ToAggregator,
     ToSensor,
+    Trials,
     for_aggregator,
 )
 from detector.daemon.notify import BEAT, Supervisor
 from detector.daemon.slots import Changes, Slot, SlotTable
+from detector.daemon.trying import Trier
 from detector.daemon.warnings import Warnings
 from detector.daemon.writing import KernelTables
 from detector.logs import get_logger
@@ -68,6 +70,7 @@ class Edges:
     """What the sensor reaches the world with.
 
     Attributes:
+        votes: reads the exits of the slots' last votes.
         rules, peers: read the NAT rules and WireGuard.
         tables: what the kernel program looks up.
         clock: the module `time`.
@@ -75,6 +78,7 @@ class Edges:
     """
 
     tables: TableWriter
+    votes: VotesReader
     rules: RulesReader = read_mapping
     peers: PeersReader = read_peers
     clock: Clock = time
@@ -107,6 +111,8 @@ class Sensor:
         self._epoch = 0
         self._refused = 0
         self._watching = False
+        self._trier = Trier(config.tables.peers)
+        self._aged = edges.clock.monotonic()
         self._warnings = Warnings()
         self._reload = Reload(at=edges.clock.time())
 
@@ -149,6 +155,7 @@ class Sensor:
         """
         self._follow_web()
         rules, peers = self._follow_rules() or "", self._follow_peers()
+        self._try_predictors()
         ran = self._edges.tables.run_time()
         self._channel.send(
             State(
@@ -161,6 +168,22 @@ class Sensor:
                 run_nanoseconds=ran.nanoseconds,
             )
         )
+
+    def _try_predictors(self) -> None:
+        clock, trier, epoch = self._edges.clock, self._trier, self._epoch
+        begun = clock.monotonic()
+        if begun - self._aged >= self._config.window / self._config.tables.panes:
+            self._aged = begun
+            trier.samples.age()
+        trier.see(self._edges.votes(self.slots.limit))
+        trials = trier.tried(self.slots.slots(), self._mapping.choices, begun)
+        if trials is None or not epoch:
+            return
+        trier.rest(begun, clock.monotonic())
+        try:
+            self._channel.send(Trials(epoch, trials))
+        except TooLong:  # sums alone fit: there are some for each rule
+            self._channel.send(Trials(epoch, tuple(replace(one, flagged=None) for one in trials)))
 
     def hear(self, wait: float) -> None:
         """Listen to the aggregator for so many seconds.
@@ -203,6 +226,7 @@ class Sensor:
             return None
         self._epoch += 1
         self._mapping = mapping
+        self._trier.clear()
         unfit = self._edges.tables.set_pools(mapping.ranges)
         if unfit:
             _log.warning("more exit ranges than the kernel program predicts for", left_out=unfit)
@@ -296,6 +320,7 @@ class Sensor:
                 moved=len(changes.moved),  # to an interface of the same name that was made anew
                 now=len(self.slots),
             )
+        self._trier.give(changes.added)
         for slot in (*changes.added, *changes.moved):
             self._edges.tables.set_peer(slot.ifindex, slot.allowed.address, slot.allowed.prefix, slot.number)
             self._written[slot.number] = slot
@@ -342,7 +367,8 @@ def main(descriptor: int) -> int:
     privileges.keep_only([privileges.CAP_NET_ADMIN])
     hangup = SighupPipe()
     channel = sensor_end(socket.socket(fileno=spec.channel), config.tables.peers)
-    sensor = Sensor(config, Edges(KernelTables(spec.maps, config.tables)), channel)
+    tables = KernelTables(spec.maps, config.tables)
+    sensor = Sensor(config, Edges(tables, tables.last_votes), channel)
     sensor.web = WebFollower.of(config, spec.web)
     sensor.supervisor = Supervisor(os.environ, time.monotonic())
     try:

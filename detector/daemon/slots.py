@@ -129,6 +129,11 @@ class SlotTable:
         """Slots that are in use or not yet released."""
         return len(self._slots) + len(self._retired)
 
+    @property
+    def limit(self) -> int:
+        """One more than the highest number that was ever handed out."""
+        return self._next
+
     def held(self) -> dict[str, int]:
         """How many of what is in memory: public keys, tunnel addresses, slots that wait to be let go."""
         return {"keys": len(self.pseudonyms), "addresses": len(self._slots), "retired": len(self._retired)}

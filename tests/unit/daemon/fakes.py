@@ -221,6 +221,13 @@ class Relay:
         self.error: ExitprintError | None = None
         self.unread: dict[str, ExitprintError] = {}
         self.missing: tuple[str, ...] = ()
+        self.voted: list[tuple[int, bytes]] = []
+
+    def votes(self, upto: int) -> list[tuple[int, bytes]]:
+        """The exits of the last votes since this was asked."""
+        voted, self.voted = self.voted, []
+        assert all(slot < upto for slot, _ in voted)
+        return voted
 
     def rules(self, _config: Config) -> NatMapping:
         """The rules now."""

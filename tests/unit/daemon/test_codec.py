@@ -26,12 +26,14 @@ from detector.daemon.messages import (
     NewConfig,
     NewWeb,
     Peers,
+    PredictorTrial,
     Released,
     Rules,
     SensorSpec,
     SocketAccess,
     State,
     Stop,
+    Trials,
 )
 
 MEMBER = Member(3, Family.IPV6, False, "peer-abc", {"modulo": ("2001:db8::1", None)})
@@ -48,6 +50,7 @@ EXAMPLES: list[object] = [
         (MEMBER,),
     ),
     State("for nothing", True, 0, 1 << 40, {"keys": 3}, 5, 6),
+    Trials(3, (PredictorTrial(Family.IPV4, "modulo", "here", 9, 5, 0.25, 3, (1, 2)),)),
     NewConfig(CONFIG, Reload(False, 12.5, ("hook",))),
     NewWeb(WEB),
     Stop(),

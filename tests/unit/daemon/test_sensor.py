@@ -42,8 +42,9 @@ class Bench:
     def __init__(self, config: Config = CONFIG) -> None:
         self.relay, self.tables, self.clock = Relay(), KernelTables(), Clock()
         self.link, self.other = Link.pair()
-        edges = Edges(self.tables, self.relay.rules, self.relay.read, self.clock, lambda: 99)
-        self.it = Sensor(config, edges, self.link)
+        relay = self.relay
+        self.edges = Edges(self.tables, relay.votes, relay.rules, relay.read, self.clock, lambda: 99)
+        self.it = Sensor(config, self.edges, self.link)
 
     def step(self) -> list[Any]:
         """One look; returns what was said."""
@@ -274,11 +275,7 @@ def test_both_halves_agree_over_the_real_codec() -> None:
     with one, other:
         bench = Bench()
         bench.relay.mapping, bench.relay.peers = mapping(), {"a": [A], "b": [B, C]}
-        sensor = Sensor(
-            CONFIG,
-            Edges(bench.tables, bench.relay.rules, bench.relay.read, bench.clock, lambda: 1),
-            sensor_end(one, CONFIG.tables.peers),
-        )
+        sensor = Sensor(CONFIG, bench.edges, sensor_end(one, CONFIG.tables.peers))
         sensor.step()
         heard = list(aggregator_end(other, CONFIG.tables.peers).receive(1.0))
     assert [type(one) for one in heard] == [Rules, Peers, State]
