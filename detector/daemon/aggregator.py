@@ -32,7 +32,7 @@ from detector.config.reload import Reload
 from detector.config.tls import WebConfig
 from detector.counts.canaries import places
 from detector.counts.epoch import Epoch, SlotTrials
-from detector.counts.load import load_of
+from detector.counts.load import Load, load_of
 from detector.counts.observing import Observed, PoolRanges
 from detector.counts.previous_epoch import PreviousEpoch
 from detector.counts.roster import Member
@@ -40,6 +40,7 @@ from detector.counts.window import Counts, Window
 from detector.daemon import codec, messages, privileges, warm_up
 from detector.daemon.channel import Channel, Closed, Stalled, aggregator_end
 from detector.daemon.codec import Malformed
+from detector.daemon.confinement import confine_aggregator
 from detector.daemon.counting import SHAPE, KernelCounts
 from detector.daemon.edges import Clock, CountsSource, Link
 from detector.daemon.memory import resident_bytes
@@ -64,6 +65,7 @@ from detector.kernel.bpf import RunTime
 from detector.kernel.drain import Drained
 from detector.logs import get_logger
 from detector.publish import history
+from detector.publish.discretion import discreet
 from detector.publish.exporter import Exposition
 from detector.publish.http import server as web
 from detector.publish.http.listening import page_of
@@ -305,10 +307,7 @@ class Aggregator:
             refused_peers=told.refused,
             resident={"sensor": told.resident, "aggregator": self._resident()},
             run_time=RunTime(told.runs, told.run_nanoseconds),
-            loads={
-                one.observation.family: load_of(one.observation, epoch.pools, self._config.anonymity_floor)
-                for one in observed
-            },
+            loads={one.observation.family: self._load(one) for one in observed},
             epoch=epoch.number,
             epoch_since=epoch.since,
             change=self._before.compare(
@@ -323,6 +322,11 @@ class Aggregator:
             canaries=places(counts, epoch.roster, epoch.exits, epoch.pools),
         )
         self.snapshot = history.follow(before, made)
+
+    def _load(self, one: Observed) -> Load:
+        """How flows are spread over the exits of a family, as everybody may see it."""
+        floor = self._config.anonymity_floor
+        return discreet(load_of(one.observation, self.epoch.pools, floor), floor)
 
     def _views(self, report: Report, observed: list[Observed]) -> tuple[PeerView, ...]:
         """The peers, as references to what was judged."""
@@ -454,6 +458,7 @@ def _watch(spec: AggregatorSpec) -> None:
     listener = socket.socket(fileno=spec.listener)
     page = page_of(listener, secured=access is not None and access.context is not None)
     aggregator.about = replace(aggregator.about, page=page)
+    confine_aggregator()  # before there are threads
     aggregator.server = web.serve(listener, pages, access, hosts_of(config))
     if spec.inspect is not None:
         who = Access(spec.access.owner, spec.access.group, spec.access.mode)

@@ -27,6 +27,7 @@ from detector.config.reload import Merged, Reload, SighupPipe, merge, read_confi
 from detector.daemon import codec, privileges
 from detector.daemon.channel import Channel, Closed, Stalled, TooLong, sensor_end
 from detector.daemon.codec import Malformed
+from detector.daemon.confinement import confine_sensor
 from detector.daemon.edges import Clock, Link, PeersReader, RulesReader, TableWriter, VotesReader
 from detector.daemon.memory import resident_bytes
 from detector.daemon.messages import (
@@ -371,6 +372,7 @@ def main(descriptor: int) -> int:
     sensor = Sensor(config, Edges(tables, tables.last_votes), channel)
     sensor.web = WebFollower.of(config, spec.web)
     sensor.supervisor = Supervisor(os.environ, time.monotonic())
+    confine_sensor()
     try:
         _loop(sensor, channel, hangup, Path(spec.path))
     except _Stopped:
