@@ -429,6 +429,7 @@ def main(descriptor: int) -> int:
     for number in _SIGNALS:
         signal.signal(number, _stop)
     try:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGNALS)  # what came before is heard now
         _watch(spec)
     except Stopped:
         if os.getppid() == parent:
@@ -521,4 +522,4 @@ def _loop(aggregator: Aggregator, channel: Channel[ToAggregator, ToSensor]) -> N
 
 
 if __name__ == "__main__":
-    sys.exit(main(int(sys.argv[1])))
+    logs.leave(main(int(sys.argv[1])))

@@ -47,8 +47,9 @@ _AGGREGATOR = (
     "nanosleep", "newfstatat", "open", "openat", "openat2", "pause", "pipe2", "poll", "ppoll", "pread64",
     "prlimit64", "pselect6", "pwrite64", "read", "readlink", "readlinkat", "readv", "recvfrom",
     "recvmsg", "restart_syscall", "rseq", "rt_sigaction", "rt_sigpending", "rt_sigprocmask",
-    "rt_sigreturn", "rt_sigsuspend", "rt_sigtimedwait", "sched_getaffinity", "sched_getparam", "sched_getscheduler",
-    "sched_yield", "select", "sendmsg", "sendto", "set_robust_list", "set_tid_address", "setitimer",
+    "rt_sigreturn", "rt_sigsuspend", "rt_sigtimedwait", "sched_getaffinity", "sched_getparam",
+    "sched_getscheduler", "sched_yield", "select", "sendmsg", "sendto", "set_robust_list", "set_tid_address",
+    "setitimer",
     "setsockopt", "shutdown", "sigaltstack", "stat", "statx", "sysinfo", "tgkill", "time",
     "timer_create", "timer_delete", "timer_settime", "times", "uname", "wait4", "write", "writev",
 )  # fmt: skip

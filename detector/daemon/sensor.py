@@ -374,6 +374,7 @@ def main(descriptor: int) -> int:
     sensor.supervisor = Supervisor(os.environ, time.monotonic())
     confine_sensor()
     try:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGNALS)  # what came before is heard now
         _loop(sensor, channel, hangup, Path(spec.path))
     except _Stopped:
         sensor.supervisor.stopping()
@@ -418,4 +419,4 @@ def _end_aggregator(process: int, channel: Channel[ToSensor, ToAggregator]) -> i
 
 
 if __name__ == "__main__":
-    sys.exit(main(int(sys.argv[1])))
+    logs.leave(main(int(sys.argv[1])))

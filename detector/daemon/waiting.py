@@ -74,6 +74,7 @@ def main(descriptor: int) -> int:
     """Serve until a signal comes."""
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, _stop)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, (signal.SIGTERM, signal.SIGINT))
     with os.fdopen(descriptor, "rb") as file:
         spec = codec.decode(AggregatorSpec, file.read())
     logs.configure("waiting", spec.config.log_format, spec.config.log_level)

@@ -13,6 +13,7 @@ import errno
 import json
 import os
 import re
+import signal
 import socket
 import struct
 import subprocess
@@ -38,6 +39,7 @@ MAPS = (
     "peers", "networks4", "networks6", "watched", "pools",
 )  # fmt: skip
 
+_PR_SET_PDEATHSIG = 1
 _CONFIRM = "__nf_conntrack_confirm"
 _FUNCTIONS = {"netfilter": b"on_packet", "kprobe": b"on_confirm"}
 _INSTRUCTION = struct.Struct("<BBhi")  # operation, registers, offset, number
@@ -84,13 +86,22 @@ def load(hook: str, sizes: Tables, session_gap: float) -> Loaded:
     command = module_command("detector.kernel.loader", str(theirs.fileno()), request)
     with ours:
         with theirs:
-            child = subprocess.Popen(command, pass_fds=[theirs.fileno()], stdin=subprocess.DEVNULL)
+            # It hears of no signal: who started it ends it.
+            blocked = signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGINT, signal.SIGTERM))
+            try:
+                child = subprocess.Popen(command, pass_fds=[theirs.fileno()], stdin=subprocess.DEVNULL)
+            finally:
+                signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
         ours.settimeout(_TIMEOUT)
         try:
             message, descriptors, _, _ = socket.recv_fds(ours, _MAX_MESSAGE, _MAX_DESCRIPTORS)
         except TimeoutError:
             child.kill()
             message, descriptors = b"", []
+        except BaseException:
+            child.kill()
+            child.wait()
+            raise
         status = child.wait()
     if not message:
         raise HostError(f"the loader ended before it was done ({_ending(status)})", "see the lines above")
@@ -250,9 +261,21 @@ def _c_messages() -> Iterator[Callable[[], str]]:
             os.close(before)
 
 
+def _die_with_parent(channel: socket.socket) -> None:
+    """Compile for nobody: end at once when the process that started us has ended, also before this call."""
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+    channel.setblocking(False)
+    try:
+        if not channel.recv(1):
+            os._exit(0)
+    except BlockingIOError:
+        channel.setblocking(True)
+
+
 def main(descriptor: int, request: str) -> None:
     """The child: answer on the socket whose descriptor is given."""
     channel = socket.socket(fileno=descriptor)
+    _die_with_parent(channel)
     try:
         _program, answer = _build(json.loads(request))
         descriptors = answer.pop("descriptors")
