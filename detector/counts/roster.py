@@ -8,7 +8,7 @@ left that was counted for it, so the evidence of two peers cannot mix.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from ipaddress import ip_address
 
 import numpy as np
@@ -34,7 +34,7 @@ class Member:
     family: Family
     is_network: bool
     pseudonym: str
-    predictions: Mapping[str, Sequence[str | None]]
+    predictions: Mapping[str, Sequence[str | None]] = field(default_factory=dict)
 
 
 class Exits:

@@ -396,8 +396,7 @@ def _same(one: Moment, other: Moment | None) -> bool:
 
 
 def _member(told: messages.Member) -> Member:
-    predictions = {name: list(said) for name, said in told.predictions.items()}
-    return Member(told.slot, told.family, told.is_network, told.pseudonym, predictions)
+    return Member(told.slot, told.family, told.is_network, told.pseudonym)
 
 
 def _trial(told: PredictorTrial) -> SlotTrials:

@@ -180,8 +180,6 @@ def _filter_of_aggregator() -> Filter:
     rules.add(_ALLOW, ["clone"], Only(0, _CLONE_THREAD, _CLONE_THREAD))  # a thread, no process
     rules.add(_UNKNOWN, ["clone3"])  # its flags are in memory: the C library takes clone then
     rules.add(_ALLOW, ["mmap", "mprotect"], Only(2, _PROT_EXEC, 0))
-    for command in _BPF_OF_AGGREGATOR:
-        rules.add(_ALLOW, ["bpf"], Only(0, 0xFFFFFFFF, command))
     rules.add(_ALLOW, ["prctl"], Only(0, 0xFFFFFFFF, 15))  # the name of a thread
     rules.add(_ALLOW, ["kill"], Only(0, 0xFFFFFFFF, os.getpid()))
     return rules
@@ -203,7 +201,6 @@ def _filter_of_sensor() -> Filter:
 
 
 _FAMILIES = 64
-_BPF_OF_AGGREGATOR = (1, 2)  # looking up and updating elements of the tables that it has
 # Everything but looking up, updating and deleting elements, and asking for what the kernel says of an object.
 _BPF_REFUSED = tuple(command for command in range(64) if command not in (1, 2, 3, 4, 15, 24, 25, 26, 27))
 

@@ -29,7 +29,7 @@ from detector.kernel.drain import (
     read_slots,
     widened,
 )
-from detector.kernel.tables import FAMILIES
+from detector.kernel.tables import FAMILIES, possible_processors
 
 SHAPE = (len(FAMILIES), len(Outcome))
 _EXIT_BITS = np.uint64(32)
@@ -44,6 +44,7 @@ class KernelCounts:
     def __init__(self, maps: Mapping[str, int], sizes: Tables) -> None:
         self._maps, self._sizes = maps, sizes
         self.control = Control(maps)
+        possible_processors()  # while files can be opened; it is kept
         self._tables = PairTables(maps, sizes, self.control)
         self._slots, self._evidence = np.zeros(0, SLOT), np.zeros(0, EVIDENCE)
         self._outcomes = np.zeros(SHAPE, np.int64)

@@ -33,14 +33,12 @@ class Member:
 
     Attributes:
         is_network: it stands for a network of tunnel addresses.
-        predictions: per predictor, one exit (or None) for each pool of the family.
     """
 
     slot: int
     family: Family
     is_network: bool
     pseudonym: str
-    predictions: Mapping[str, tuple[str | None, ...]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if not 0 <= self.slot < _MAX_SLOT:

@@ -2,8 +2,8 @@
 """The sensor: the one process that knows peers. It listens on nothing and keeps CAP_NET_ADMIN alone.
 
 It reads WireGuard and the NAT rules, keeps the kernel's tables of tunnel addresses and pools current, and
-tells the aggregator slots, pseudonyms and predicted exits. It is the service's main process: `start` becomes
-it, and the aggregator is its child.
+tells the aggregator slots, pseudonyms and how well predictors of the address do. It is the service's main
+process: `start` becomes it, and the aggregator is its child.
 """
 
 from __future__ import annotations
@@ -332,17 +332,9 @@ class Sensor:
 
     def _members(self, added: Sequence[Slot]) -> tuple[Member, ...]:
         """Slots as the aggregator is told of them."""
-        everyone = [slot.allowed.address for slot in self.slots.slots() if not slot.allowed.is_network]
-        predictions = self._mapping.predict([slot.allowed for slot in added], everyone)
         return tuple(
-            Member(
-                slot.number,
-                slot.allowed.family,
-                slot.allowed.is_network,
-                slot.pseudonym,
-                {name: tuple(exits) for name, exits in said.items()},
-            )
-            for slot, said in zip(added, predictions, strict=True)
+            Member(slot.number, slot.allowed.family, slot.allowed.is_network, slot.pseudonym)
+            for slot in added
         )
 
 

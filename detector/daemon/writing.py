@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from detector.base.family import Address
 from detector.config.model import Tables
 from detector.kernel import bpf, tables
+from detector.kernel.last_votes import LastVotes
 from detector.kernel.peer_table import PeerTable
 
 
@@ -21,6 +22,7 @@ class KernelTables:
 
     def __init__(self, maps: Mapping[str, int], sizes: Tables) -> None:
         self._maps = maps
+        self._votes = LastVotes(maps["evidences"], sizes.peers)
         self._watched = tables.Watched(maps)
         self._peers = PeerTable(maps, sizes, self._watched)
 
@@ -50,8 +52,7 @@ class KernelTables:
 
     def last_votes(self, upto: int) -> Iterable[tuple[int, bytes]]:
         """The exits, as 16 bytes, of the last votes of those slots below a number that have voted since."""
-        del upto
-        return ()
+        return self._votes.since(upto)
 
     def run_time(self) -> bpf.RunTime:
         """How often the kernel program ran, and how long in all."""

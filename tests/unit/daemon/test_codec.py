@@ -36,7 +36,7 @@ from detector.daemon.messages import (
     Trials,
 )
 
-MEMBER = Member(3, Family.IPV6, False, "peer-abc", {"modulo": ("2001:db8::1", None)})
+MEMBER = Member(3, Family.IPV6, False, "peer-abc")
 WEB = WebConfig(Tls("certificate", "key", allowed_names=("a", "b")), {"user": "hash"})
 CONFIG = Config("relay", ("wg0",), None, ("203.0.113.1",), listen=Listen("::1", 1), tables=Tables(peers=7))
 EXAMPLES: list[object] = [

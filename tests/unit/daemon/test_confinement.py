@@ -67,6 +67,7 @@ REFUSED_TO_AGGREGATOR = {
     "fork": "os.fork()",
     "stop its parent": "os.kill(os.getppid(), 0)",
     "map memory that can be run": "mmap.mmap(-1, 4096, prot=mmap.PROT_READ | mmap.PROT_EXEC)",
+    "look into a map by a call": "call(321, 1, 0, 0)",
     "load a program into the kernel": "call(321, 5, 0, 0)",
     "attach one": "call(321, 28, 0, 0)",
     "freeze a map": "call(321, 22, 0, 0)",

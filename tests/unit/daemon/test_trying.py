@@ -272,7 +272,6 @@ def test_who_is_told_predictions_finds_nearly_every_tunnel_address() -> None:
     assert right(invert(told, numbers, bench.addresses), bench) > PEERS
 
 
-@pytest.mark.xfail(strict=True, reason="predictions are told until the kernel keeps the exits of last votes")
 @pytest.mark.parametrize("seed", [4, 5])
 def test_nothing_that_the_aggregator_is_told_leads_to_a_tunnel_address(seed: int) -> None:
     """Of everything that it was ever told, no slot's address is found, and no part of one stands in it."""
