@@ -27,6 +27,7 @@ from detector.analysis.report import Report
 from detector.analysis.verdict import judge
 from detector.base.errors import EXIT_HOST, UsageError
 from detector.base.family import Family, pack
+from detector.base.outcomes import Outcome
 from detector.config.model import Config
 from detector.config.reload import Reload
 from detector.config.tls import WebConfig
@@ -48,6 +49,7 @@ from detector.daemon.messages import (
     AggregatorSpec,
     Alive,
     ExitRanges,
+    Missed,
     NewConfig,
     NewWeb,
     Peers,
@@ -165,7 +167,7 @@ class Aggregator:
         ahead = list(takewhile(lambda message: not isinstance(message, Rules), received))
         for message in ahead:
             self._add(message)
-        self._take(drained)
+        self._take(drained, missed=any(isinstance(message, Missed) for message in received))
         for message in ahead:
             self._handle(message)
         for message in received[len(ahead) :]:
@@ -174,9 +176,11 @@ class Aggregator:
             self._add(message)
             self._handle(message)
 
-    def _take(self, drained: Drained) -> None:
+    def _take(self, drained: Drained, *, missed: bool = False) -> None:
+        """Count what was drained; where peers' flows may have passed for nobody's, as unattributed."""
         epoch = self.epoch
-        epoch.window.add(self._counts.attribute(drained, epoch.roster, epoch.exits))
+        counts = self._counts.attribute(drained, epoch.roster, epoch.exits)
+        epoch.window.add(_as_missed(counts) if missed else counts)
         turned = epoch.window.turn(self._clock.monotonic())
         if turned:
             epoch.forget()
@@ -393,6 +397,14 @@ class Aggregator:
 def _same(one: Moment, other: Moment | None) -> bool:
     """Whether two moments are one: snapshots are compared by identity, they are never changed."""
     return other is not None and one[0] is other[0] and one[1] is other[1] and one[2:] == other[2:]
+
+
+def _as_missed(counts: Counts) -> Counts:
+    """The same, with what was nobody's as unattributed."""
+    outcomes = counts.outcomes.copy()
+    outcomes[:, Outcome.UNATTRIBUTED] += outcomes[:, Outcome.NOT_A_PEER]
+    outcomes[:, Outcome.NOT_A_PEER] = 0
+    return replace(counts, outcomes=outcomes)
 
 
 def _member(told: messages.Member) -> Member:

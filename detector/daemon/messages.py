@@ -143,6 +143,11 @@ class Trials:
 
 
 @dataclass(frozen=True, slots=True)
+class Missed:
+    """An interface was there before it was watched: what came in by it since the last drain was nobody's."""
+
+
+@dataclass(frozen=True, slots=True)
 class NewConfig:
     """The configuration to go on with, and how reading it went."""
 
@@ -174,7 +179,7 @@ class Alive:
     """The aggregator serves, and goes on."""
 
 
-ToAggregator = Peers | Rules | State | Trials | NewConfig | NewWeb | Stop
+ToAggregator = Peers | Rules | State | Trials | Missed | NewConfig | NewWeb | Stop
 ToSensor = Released | Alive
 
 

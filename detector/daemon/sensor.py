@@ -34,6 +34,7 @@ from detector.daemon.messages import (
     Alive,
     ExitRanges,
     Member,
+    Missed,
     NewConfig,
     NewWeb,
     Peers,
@@ -47,6 +48,7 @@ from detector.daemon.messages import (
     Trials,
     for_aggregator,
 )
+from detector.daemon.notices import Notices
 from detector.daemon.notify import BEAT, Supervisor
 from detector.daemon.slots import Changes, Slot, SlotTable
 from detector.daemon.trying import Trier
@@ -63,6 +65,7 @@ _log = get_logger()
 _ACCESS = "the peers of the WireGuard interface"
 _SIGNALS = (signal.SIGTERM, signal.SIGINT)
 _PATIENCE = 1.5  # seconds that the aggregator has to end by itself
+_LEAST_REST = 0.2  # seconds between two looks
 _HALF_PATIENCE = 30.0  # seconds that it may leave half a message lying
 
 
@@ -111,7 +114,7 @@ class Sensor:
         self._mapping = NatMapping.nothing()
         self._epoch = 0
         self._refused = 0
-        self._watching = False
+        self._watching = self._looked = False
         self._trier = Trier(config.tables.peers)
         self._aged = edges.clock.monotonic()
         self._warnings = Warnings()
@@ -300,8 +303,12 @@ class Sensor:
         current = frozenset(part.interface.ifindex for part in snapshot.interfaces)
         if snapshot.unread:
             current |= self._tunnels
-        for ifindex in current - self._tunnels:
+        new = current - self._tunnels
+        for ifindex in new:
             self._edges.tables.set_tunnel(ifindex)
+        if new and self._looked:
+            self._channel.send(Missed())
+        self._looked = True
         for ifindex in self._tunnels - current:
             self._edges.tables.remove_tunnel(ifindex)
         self._tunnels = current
@@ -364,10 +371,11 @@ def main(descriptor: int) -> int:
     sensor = Sensor(config, Edges(tables, tables.last_votes), channel)
     sensor.web = WebFollower.of(config, spec.web)
     sensor.supervisor = Supervisor(os.environ, time.monotonic())
+    notices = Notices()
     confine_sensor()
     try:
         signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGNALS)  # what came before is heard now
-        _loop(sensor, channel, hangup, Path(spec.path))
+        _loop(sensor, channel, hangup, notices, Path(spec.path))
     except _Stopped:
         sensor.supervisor.stopping()
         _log.info("stopping")
@@ -378,14 +386,30 @@ def main(descriptor: int) -> int:
     return EXIT_HOST
 
 
-def _loop(sensor: Sensor, channel: Channel[ToSensor, ToAggregator], hangup: SighupPipe, path: Path) -> None:
+def _loop(
+    sensor: Sensor,
+    channel: Channel[ToSensor, ToAggregator],
+    hangup: SighupPipe,
+    notices: Notices,
+    path: Path,
+) -> None:
     following = time.monotonic()
     while True:
+        begun = time.monotonic()
         sensor.step()
+        # A look on a notice leaves others their time: it takes a fifth of ours at most.
+        rested = time.monotonic() + max(_LEAST_REST, 4 * (time.monotonic() - begun))
         following = max(following + sensor.config.interval, time.monotonic())
         while (left := following - time.monotonic()) > 0:
-            select.select([channel.fileno(), hangup.fileno()], [], [], min(left, BEAT))
+            waiting = [channel.fileno(), hangup.fileno()]
+            if rested <= time.monotonic():
+                waiting += notices.filenos()
+            else:
+                left = min(left, rested - time.monotonic())
+            select.select(waiting, [], [], max(min(left, BEAT), 0.0))
             sensor.hear(0.0)
+            if rested <= time.monotonic() and notices.taken():
+                following = time.monotonic()
             sensor.supervisor.beat(time.monotonic())
             if channel.stalled() > _HALF_PATIENCE:
                 raise Stalled("the aggregator has left half a message lying")

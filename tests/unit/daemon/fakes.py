@@ -109,6 +109,7 @@ class KernelCounts:
     def __init__(self) -> None:
         self.drained_rows = 0
         self.pending: list[Flow] = []
+        self.strangers = 0
         self.calls: list[str] = []
         self.crowded = False
         self.control: tuple[float, float, int] = (0.0, 0.0, 0)
@@ -128,6 +129,7 @@ class KernelCounts:
     def attribute(self, drained: Drained, roster: Roster, exits: Exits) -> Counts:
         """Under the rows of the roster, as the real one does."""
         outcomes, keys, counts = np.zeros(SHAPE, np.int64), [], []
+        outcomes[0, Outcome.NOT_A_PEER], self.strangers = self.strangers, 0
         for slot, exit_, flows in _written(drained):
             (row,) = roster.rows_of(np.array([slot]))
             address = ip_address(exit_)

@@ -23,6 +23,7 @@ from detector.daemon.channel import Closed
 from detector.daemon.messages import (
     ExitRanges,
     Member,
+    Missed,
     NewConfig,
     NewWeb,
     Peers,
@@ -354,3 +355,17 @@ def test_a_stalled_sensor_is_an_error_that_says_so() -> None:
     bench.link.broken = HostError("the sensor begins a message of 9 bytes")
     with pytest.raises(HostError, match="9 bytes"):
         bench.it.collect()
+
+
+def test_flows_of_an_interface_that_was_not_watched_yet_are_missed() -> None:
+    """What was nobody's while it was there costs coverage; what is nobody's otherwise does not."""
+    for said, expected in ((STATE, 1.0), (Missed(), 0.8)):
+        bench = Bench()
+        bench.begin(1, 2)
+        bench.cycle()
+        bench.flows(1, 2)
+        bench.kernel.strangers = 4
+        bench.tell(said)
+        bench.cycle()
+        assert bench.it.snapshot.report
+        assert bench.it.snapshot.report.coverage == expected

@@ -110,7 +110,7 @@ def test_a_moved_interface_is_written_and_not_told() -> None:
     bench.relay.mapping, bench.relay.peers = mapping(), {"a": [A]}
     bench.step()
     bench.relay.ifindex = 9
-    assert kinds(bench.step()) == ["State"]
+    assert kinds(bench.step()) == ["Missed", "State"]
     assert list(bench.tables.peers) == [(9, ip_address(A), 32)]
     assert bench.tables.tunnels == {9}
 
@@ -279,3 +279,17 @@ def test_both_halves_agree_over_the_real_codec() -> None:
         sensor.step()
         heard = list(aggregator_end(other, CONFIG.tables.peers).receive(1.0))
     assert [type(one) for one in heard] == [Rules, Peers, State]
+
+
+def test_an_interface_that_comes_later_is_told_to_have_been_missed() -> None:
+    """At the first look nothing was missed; one that is new or made anew was there before."""
+    bench = Bench()
+    bench.relay.mapping, bench.relay.peers = mapping(), {"a": [A]}
+    assert "Missed" not in kinds(bench.step())
+    assert "Missed" not in kinds(bench.step())
+    bench.relay.ifindex = 9
+    assert kinds(bench.step()) == ["Missed", "State"]
+    bench.relay.missing = ("wg0",)
+    assert "Missed" not in kinds(bench.step())
+    bench.relay.missing = ()
+    assert "Missed" in kinds(bench.step())
