@@ -190,8 +190,10 @@ class Aggregator:
         self._set_control()
 
     def _add(self, message: ToAggregator) -> None:
+        if isinstance(message, Peers):
+            self.epoch.roster.leave(message.left)
         if isinstance(message, Peers | Rules):
-            self.epoch.roster.add([_member(one) for one in message.added])
+            self._counts.begin_sessions(self.epoch.roster.add([_member(one) for one in message.added]))
 
     def _handle(self, message: ToAggregator) -> None:
         match message:

@@ -24,6 +24,7 @@ from detector.kernel.drain import (
     Pairs,
     PairTables,
     clear_slots,
+    end_sessions,
     read_evidence,
     read_outcomes,
     read_slots,
@@ -122,6 +123,10 @@ class KernelCounts:
         growth = now - self._outcomes
         self._outcomes = now
         return growth
+
+    def begin_sessions(self, slots: Iterable[int]) -> None:
+        """Whoever is in these slots has come back: its next flow begins a session."""
+        end_sessions(self._maps, slots, self.control)
 
     def release(self, slots: Iterable[int]) -> None:
         """Clear slots that nobody is counted for any more, so that they can be used again."""

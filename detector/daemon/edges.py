@@ -73,6 +73,9 @@ class CountsSource(Protocol):
     def exits_crowded(self) -> bool:
         """Whether most of the numbers that exits can have are given."""
 
+    def begin_sessions(self, slots: Iterable[int]) -> None:
+        """Whoever is in these slots has come back: its next flow begins a session."""
+
     def release(self, slots: Iterable[int]) -> None:
         """Clear slots that nobody is counted for any more."""
 

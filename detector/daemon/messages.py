@@ -63,10 +63,17 @@ class ExitRanges:
 
 @dataclass(frozen=True, slots=True)
 class Peers:
-    """Slots came and went. The kernel counts for those of `added` only after this was sent."""
+    """Slots came and went. The kernel counts for those of `added` only after this was sent.
+
+    Attributes:
+        added: those that stand for somebody from now on; one of `left` may be among them.
+        retired: those that will stand for somebody else.
+        left: those whose tunnel address has gone, and that are kept for it.
+    """
 
     added: tuple[Member, ...]
     retired: tuple[int, ...]
+    left: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

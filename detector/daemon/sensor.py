@@ -14,7 +14,7 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import FrameType
@@ -54,6 +54,7 @@ from detector.daemon.slots import Changes, Slot, SlotTable
 from detector.daemon.trying import Trier
 from detector.daemon.warnings import Warnings
 from detector.daemon.writing import KernelTables
+from detector.kernel import bpf
 from detector.logs import get_logger
 from detector.nat.mapping import Mapping as NatMapping
 from detector.nat.mapping import read_mapping
@@ -106,7 +107,7 @@ class Sensor:
         self._edges = edges
         self.supervisor = Supervisor({}, edges.clock.monotonic())
         self._channel = channel
-        self.slots = SlotTable(config.tables.peers, config.canaries.by_address())
+        self.slots = SlotTable(config.tables.peers, config.canaries.by_address(), config.window)
         if config.canaries.peers:
             _log.info("canaries are declared", count=len(config.canaries.peers), names=config.canaries.names)
         self._written: dict[int, Slot] = {}
@@ -272,7 +273,7 @@ class Sensor:
             self._warnings.warn_once("peers", "the WireGuard interfaces cannot be listed", error)
             return str(error)
         self._tell_interfaces(snapshot)
-        changes = self.slots.update(snapshot)
+        changes = self.slots.update(snapshot, self._edges.clock.monotonic())
         self._refused = changes.refused
         if changes.refused:
             self._warnings.warn_once(
@@ -315,16 +316,18 @@ class Sensor:
 
     def _apply(self, changes: Changes) -> None:
         """Retire before adding: an address may be in both. The aggregator hears of it before it counts."""
-        for slot in (*changes.retired, *changes.moved):
+        for slot in (*changes.retired, *changes.left, *changes.moved):
             self._erase(slot.number)
-        if changes.added or changes.retired:
-            retired = tuple(slot.number for slot in changes.retired)
-            self._channel.send(Peers(self._members(changes.added), retired))
-        if changes.added or changes.retired or changes.moved:
+        gone = changes.retired + changes.left
+        if changes.added or gone or changes.ended:
+            retired = tuple(slot.number for slot in changes.retired) + changes.ended
+            left = tuple(slot.number for slot in changes.left)
+            self._channel.send(Peers(self._members(changes.added), retired, left))
+        if changes.added or gone or changes.moved:
             _log.info(
                 "peers changed",
                 added=len(changes.added),
-                removed=len(changes.retired),
+                removed=len(gone),
                 moved=len(changes.moved),  # to an interface of the same name that was made anew
                 now=len(self.slots),
             )
@@ -355,6 +358,22 @@ def _stop(_number: int, _frame: FrameType | None) -> None:
     raise _Stopped
 
 
+def _capabilities(maps: Mapping[str, int]) -> list[int]:
+    """What the sensor keeps: CAP_BPF too where the kernel asks for it to change a table (before 5.19)."""
+    wanted = [privileges.CAP_NET_ADMIN]
+    child = os.fork()
+    if not child:
+        status = 1
+        try:
+            privileges.keep_only(wanted)
+            status = 0 if bpf.is_allowed(maps["networks4"]) else 1
+        finally:
+            os._exit(status)
+    if os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]):
+        wanted.append(privileges.CAP_BPF)
+    return wanted
+
+
 def main(descriptor: int) -> int:
     """Run until a signal or until the aggregator ends; returns the exit status."""
     with os.fdopen(descriptor, "rb") as file:
@@ -364,7 +383,7 @@ def main(descriptor: int) -> int:
     for number in _SIGNALS:
         signal.signal(number, _stop)
     privileges.disable_core_dumps()
-    privileges.keep_only([privileges.CAP_NET_ADMIN])
+    privileges.keep_only(_capabilities(spec.maps))
     hangup = SighupPipe()
     channel = sensor_end(socket.socket(fileno=spec.channel), config.tables.peers)
     tables = KernelTables(spec.maps, config.tables)

@@ -47,7 +47,7 @@ _CALL, _HELPER, _KERNEL_FUNCTION = 0x85, 0, 2 << 4  # what the source register s
 _MAX_MESSAGE = 65536
 _MAX_DESCRIPTORS = 32
 _MAX_ERRORS = 3
-_TIMEOUT = 120.0  # seconds; an emulated machine takes ten
+_TIMEOUT = 300.0  # seconds; an emulated machine takes ten, and far longer when it is busy
 
 
 @dataclass(frozen=True, slots=True)
@@ -188,16 +188,20 @@ def _first_that_attaches(
     """
     refused: dict[str, str] = {}
     for hook in hooks:
-        with _c_messages() as messages:
-            try:
-                program = compiled(hook, macros, kernel)
-                return hook, refused, program, _ATTACH[hook](program)
-            except HostError:
-                raise
-            except OSError as error:
-                refused[hook] = _reason(hook, error)
-            except Exception:  # BCC raises bare ones; what happened is what it printed
-                refused[hook] = _last_line(messages()) or "the kernel refuses the program"
+        for variant in _VARIANTS[hook]:
+            with _c_messages() as messages:
+                try:
+                    program = compiled(hook, {**macros, **variant}, kernel)
+                    attached = _ATTACH[hook](program)
+                except HostError:
+                    raise
+                except OSError as error:
+                    refused[hook] = _reason(hook, error)
+                except Exception:  # BCC raises bare ones; what happened is what it printed
+                    refused[hook] = _last_line(messages()) or "the kernel refuses the program"
+                else:
+                    refused.pop(hook, None)
+                    return hook, refused, program, attached
     what = "; ".join(f"{hook}: {reason}" for hook, reason in refused.items())
     raise HostError(f"no hook can be attached ({what})", "see what is missing with: exitprint doctor")
 
@@ -219,6 +223,10 @@ _ATTACH: dict[str, Callable[[Any], dict[str, int]]] = {
     "netfilter": _attach_netfilter,
     "kprobe": _attach_kprobe,
 }
+
+
+# What is compiled for a hook, until the kernel takes it: before 5.12 BPF has no compare-and-swap.
+_VARIANTS: dict[str, tuple[dict[str, int], ...]] = {"netfilter": ({},), "kprobe": ({}, {"EP_NO_SWAP": 1})}
 
 
 def _reason(hook: str, error: OSError) -> str:

@@ -150,6 +150,11 @@ class KernelCounts:
         """Whether the test says so."""
         return self.crowded
 
+    def begin_sessions(self, slots: Iterable[int]) -> None:
+        """Remember."""
+        if back := sorted(slots):
+            self.calls.append(f"begin {back}")
+
     def release(self, slots: Iterable[int]) -> None:
         """Remember."""
         self.calls.append(f"release {sorted(slots)}")

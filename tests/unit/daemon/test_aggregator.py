@@ -8,6 +8,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import pytest
 
 from detector import logs
@@ -335,6 +336,22 @@ def test_another_web_file_is_taken_over_if_it_can_be(
     bench.tell(NewWeb(WebConfig()))
     bench.it.collect()
     assert server.access == after
+
+
+def test_who_comes_back_goes_on_and_begins_a_session() -> None:
+    """A slot that is kept has its row again when its address is back."""
+    bench = Bench()
+    bench.begin(0, 1)
+    bench.flows(0, 1)
+    bench.cycle()
+    bench.tell(Peers((), (), (0,)))
+    bench.cycle()
+    bench.tell(Peers((member(0),), (), ()))
+    bench.flows(0)
+    bench.cycle()
+    assert "begin [0]" in bench.kernel.calls
+    rows = bench.it.epoch.window.total().flows.keys >> np.uint64(32)
+    assert (set(rows.tolist()), bench.it.epoch.roster.rows) == ({0}, 2)
 
 
 def test_the_rehearsal_leaves_nothing_that_needs_a_kernel() -> None:
