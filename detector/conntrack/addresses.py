@@ -27,6 +27,7 @@ _CACHED = 1 << 17
 _MAPPED = np.frombuffer(pack(IPv4Address(0))[:12], np.uint8)
 _LONGEST_IPV4 = len("255.255.255.255")
 _LONGEST_IPV6 = 45
+_OCTET_DIGITS = 3
 _DOT, _ZERO, _BLANK = 46, 48, 32
 
 
@@ -63,6 +64,11 @@ class Block:
         """Some lines as text, without their line feeds."""
         bounds = zip(self.starts[numbers].tolist(), self.ends[numbers].tolist(), strict=True)
         return [self.text[start:end] for start, end in bounds]
+
+    def digits(self, places: Places, count: int) -> Mask:
+        """Whether so many digits are at each place."""
+        window = self.windows(places, count) - np.uint8(_ZERO)
+        return np.logical_and.reduce(window < 10, axis=0)  # type: ignore[no-any-return]
 
     def says(self, places: Places, word: bytes) -> Mask:
         """Whether a word is at each place."""
@@ -114,29 +120,48 @@ def addresses_at(block: Block, places: Places, cache: PackedAddresses) -> tuple[
     return packed, ends, good, four
 
 
+def same_words(block: Block, places: Places, others: Places) -> tuple[Places, Mask]:
+    """Where the words at some places end, and whether the same ones are at other places.
+
+    Words of up to 15 characters; a longer one counts as another.
+    """
+    window = block.windows(places, _LONGEST_IPV4 + 1)
+    blank = window <= _BLANK
+    length = blank.argmax(axis=0)
+    differs = (window != block.windows(others, _LONGEST_IPV4 + 1)) & ~np.logical_or.accumulate(blank, axis=0)
+    last = block.characters[others + length] <= _BLANK
+    return places + length, blank.any(axis=0) & ~differs.any(axis=0) & last
+
+
 def _ipv4_at(block: Block, places: Places) -> tuple[NDArray[np.uint32], Places, Mask]:
     """Dotted quads, each followed by a blank or a control character."""
-    n = len(places)
-    value, octet = np.zeros(n, np.uint32), np.zeros(n, np.uint16)
-    digits, dots, length = (np.zeros(n, np.uint8) for _ in range(3))
-    going, good = np.ones(n, np.bool_), np.ones(n, np.bool_)
-    for character in block.windows(places, _LONGEST_IPV4 + 1):
-        digit = character - np.uint8(_ZERO)
-        is_digit = going & (digit < 10)
-        is_dot = going & (character == _DOT)
-        stops = going & ~is_digit & ~is_dot
-        good &= ~stops | (character <= _BLANK)
-        good &= ~(is_dot | stops) | ((digits > 0) & (octet < 256))
-        np.copyto(octet, octet * np.uint16(10) + digit, where=is_digit)
-        digits += is_digit
-        good &= digits < 4
-        np.copyto(value, value << np.uint32(8) | octet, where=is_dot | stops)
-        dots += is_dot
-        octet[is_dot] = 0
-        digits[is_dot] = 0
-        going &= ~stops
-        length += going
-    return value, places + length, good & ~going & (dots == 3)
+    window = block.windows(places, _LONGEST_IPV4 + 1)
+    blank = window <= _BLANK
+    length = blank.argmax(axis=0)
+    dots = np.cumsum(window == _DOT, axis=0, dtype=np.uint8)
+    # Where the first, second, ... dot is: as many characters have fewer dots up to them.
+    bounds = [np.count_nonzero(dots < number, axis=0) for number in (1, 2, 3, 4)]
+    good = blank.any(axis=0) & (bounds[2] < length) & (bounds[3] >= length)
+    value = np.zeros(len(places), np.uint32)
+    begin = np.zeros(len(places), np.int64)
+    for end in (*bounds[:3], length):
+        octet, is_octet = _octet(block, places + begin, end - begin)
+        good &= is_octet
+        value = value << np.uint32(8) | octet
+        begin = end + 1
+    return value, places + length, good
+
+
+def _octet(block: Block, places: Places, digits: NDArray[np.int64]) -> tuple[NDArray[np.uint32], Mask]:
+    """Numbers of one to three digits below 256; anything where there is none."""
+    octet = np.zeros(len(places), np.uint32)
+    good = (digits >= 1) & (digits <= _OCTET_DIGITS)
+    for offset in range(_OCTET_DIGITS):
+        digit = block.characters[places + offset] - np.uint8(_ZERO)
+        used = offset < digits
+        good &= ~used | (digit < 10)
+        np.copyto(octet, octet * np.uint32(10) + digit, where=used)
+    return octet, good & (octet < 256)
 
 
 class PackedAddresses(dict[bytes, bytes]):

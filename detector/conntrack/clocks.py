@@ -94,9 +94,8 @@ def stamps(texts: Sequence[bytes]) -> Seconds:
 
     Before 1.4 the microseconds had no leading zeros: ``.52`` is 52 of them.
     """
-    joined = b"".join(texts)
-    if len(joined) == _STAMP * len(texts) and all(len(text) == _STAMP for text in texts):
-        characters = np.frombuffer(joined, np.uint8).reshape(-1, _STAMP)
+    if set(map(len, texts)) == {_STAMP}:
+        characters = np.frombuffer(b"".join(texts), np.uint8).reshape(-1, _STAMP)
         if (characters[:, _POINT] == ord(".")).all():
             seconds: Seconds = (characters - 48.0 * (np.arange(_STAMP) != _POINT)) @ _WEIGHTS - ord(".")
             return seconds

@@ -31,7 +31,7 @@ from detector.nat.files import read_rules_file
 from detector.nat.model import Masquerade, RuleSet
 from detector.terminal import show_report
 
-_REREAD = 1 << 18
+_REREAD = 1 << 17
 """Flows that are kept, to be counted again if it turns out that exits were drawn anew."""
 _NO_COVERAGE = 2.0  # a floor that no coverage reaches: events were lost, nobody knows how many
 

@@ -17,14 +17,16 @@ from numpy.typing import NDArray
 
 from detector.analysis.kernel_columns import Packed
 from detector.base.flows import FlowClass
-from detector.conntrack.addresses import Block, Mask, PackedAddresses, Places, is_inside
+from detector.conntrack.addresses import Block, Mask, PackedAddresses, Places, is_inside, numbers_at
 from detector.conntrack.clocks import Clock, Seconds, classic, stamps
-from detector.conntrack.forms import LINE_FORMS, LineForm
+from detector.conntrack.forms import LINE_FORMS, PLAIN, LineForm
 from detector.conntrack.tuples import TCP, UDP, Words, ages_of, stamps_of, tuples_of, zones_of
 
 KEPT_NUMBERS = 5
 _EVENTS = {b"": 0, b"NEW": 1, b"UPDATE": 2, b"DESTROY": 3}
 _ENTRY, _NEW, _UPDATE, _DESTROY = range(4)
+# Places in a line of `conntrack -E -o timestamp`, and the width of a protocol's name in every line.
+_POINT, _STAMPED, _NAME, _MICRO_DIGITS = 11, 20, 9, 6
 _DNS_PORTS = np.array([53, 853])
 _HTTPS = 443
 _REMARK = re.compile(
@@ -80,8 +82,8 @@ class Flows:
         changed: Mask = (self.source.view(np.uint64) != self.exit.view(np.uint64)).any(axis=1)
         return changed
 
-    def take(self, which: Places | Mask) -> Flows:
-        """Some of them, by index or mask."""
+    def take(self, which: Places | Mask | slice) -> Flows:
+        """Some of them, by index, mask or slice."""
         return Flows(*(getattr(self, one.name)[which] for one in fields(self)))
 
     @classmethod
@@ -180,7 +182,7 @@ class Reader:
             source=tuples.source[kept],
             exit=tuples.exit[kept],
             destination=tuples.destination[kept],
-            zone=zones_of(block)[kept],
+            zone=zones_of(block, words)[kept],
             four=tuples.four[kept],
             kind=_kinds(protocol, service),
             changed=np.where((changed > 0) & (changed != port), changed, -1).astype(np.int32),
@@ -190,6 +192,8 @@ class Reader:
 
     def _heads(self, block: Block) -> _Heads:
         n = len(block.ends)
+        if self._form is PLAIN and (usual := _usual_heads(block)) is not None:
+            return usual
         rows = self._form.head.findall(block.text)
         if len(rows) == n:
             return self._columns(rows, n, None)
@@ -245,17 +249,16 @@ class Reader:
     def _times(self, block: Block, words: Words, heads: _Heads) -> Seconds:
         """When each flow began: ``[start=...]``, else the line's time, for an end less what it lasted."""
         time = heads.time
-        started: Places = np.empty(0, np.int64)
-        if b"[start=" in block.text:
-            started, dates = stamps_of(block, words, b"[start")
+        started, dates = stamps_of(block, words, b"[start")
+        if dates:
             time = time.copy()
             # A stamp of the line is finer, and in UTC, where the date is in the time zone of who listed it.
             seconds = self._dates.seconds(dates)
             usable = ~np.isnan(seconds) & (np.isnan(time[started]) | (heads.event[started] == _DESTROY))
             started = started[usable]
             time[started] = seconds[usable]
-        if b"delta-time=" in block.text:
-            lines, ages = ages_of(block, words)
+        lines, ages = ages_of(block, words)
+        if len(lines):
             time = time.copy()
             lasted = np.isin(lines, started, invert=True) & (
                 (heads.event[lines] == _DESTROY) | np.isnan(time[lines])
@@ -295,6 +298,42 @@ class Reader:
         self.lines.garbage += 1
         if len(self.lines.garbage_numbers) < KEPT_NUMBERS:
             self.lines.garbage_numbers.append(self._number + line + 1)
+
+
+def _usual_heads(block: Block) -> _Heads | None:
+    """Heads of lines that are all just as ``conntrack -E -o timestamp`` or ``conntrack -L`` print them.
+
+        [1780000000.123456]     [NEW] udp      17 30 src=...
+        udp      17 30 src=...
+
+    None where a line is not: then the pattern of the form decides.
+    """
+    starts, characters = block.starts, block.characters
+    stamped = characters[starts] == ord("[")
+    if stamped.any() and not stamped.all():
+        return None
+    n = len(starts)
+    time, event, body = np.full(n, np.nan), np.zeros(n, np.uint8), starts
+    if len(starts) and stamped[0]:
+        body = starts + len("[1780000000.123456]\t[DESTROY] ")
+        named = [
+            block.says(starts + _STAMPED, word) for word in (b"    [NEW] ", b" [UPDATE] ", b"[DESTROY] ")
+        ]
+        good = block.says(starts + _POINT, b".") & block.says(starts + _STAMPED - 2, b"]\t")
+        good &= block.digits(starts + 1, _POINT - 1) & block.digits(starts + _POINT + 1, _MICRO_DIGITS)
+        if not (good & np.logical_or.reduce(named)).all():
+            return None
+        event = np.select(named, [np.uint8(_NEW), np.uint8(_UPDATE), np.uint8(_DESTROY)]).astype(np.uint8)
+        whole, fraction = (
+            numbers_at(block, starts + 1, _POINT - 1)[0],
+            numbers_at(block, starts + _POINT + 1, _MICRO_DIGITS)[0],
+        )
+        time = whole + fraction / 10.0**_MICRO_DIGITS
+    letter = characters[body] - np.uint8(ord("a"))
+    protocol, ends, good = numbers_at(block, body + _NAME, 3)
+    good &= (letter < 26) & (characters[body + _NAME - 1] == ord(" ")) & (characters[ends] == ord(" "))
+    good &= (ends < block.ends) & ~block.says(body, b"ipv4 ") & ~block.says(body, b"ipv6 ")
+    return _Heads(time, event, protocol) if good.all() else None
 
 
 def _kinds(protocol: NDArray[np.int64], service: NDArray[np.int64]) -> NDArray[np.uint8]:

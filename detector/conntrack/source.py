@@ -19,10 +19,10 @@ from typing import BinaryIO, cast
 
 from detector.base.errors import HostError, UsageError
 
-BLOCK = 1 << 22
+BLOCK = 1 << 20
 LONGEST_LINE = 1 << 16
 GARBAGE_LINE = b"?"
-_CHUNK = 1 << 20
+_CHUNK = 1 << 18
 _PATIENCE = 0.5
 """Seconds until what has come through a pipe is looked at."""
 _MAX_RATIO_WINDOW = 1 << 27

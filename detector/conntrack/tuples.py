@@ -16,7 +16,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from detector.analysis.kernel_columns import Packed
-from detector.conntrack.addresses import Block, Mask, PackedAddresses, Places, addresses_at, numbers_at
+from detector.conntrack.addresses import (
+    Block,
+    Mask,
+    PackedAddresses,
+    Places,
+    addresses_at,
+    numbers_at,
+    same_words,
+)
 
 TCP, UDP = 6, 17
 _PORTED = np.array([TCP, 33, UDP, 132, 136])  # DCCP, SCTP, UDP-Lite
@@ -24,7 +32,6 @@ _ICMP = np.array([1, 58])
 _GRE = 47
 _ICMP_ID = re.compile(rb"[ \t]type=(\d{1,3})[ \t]+code=(\d{1,3})(?:[ \t]+id=(\d{1,5}))?(?=[ \t\r\n])")
 _GRE_KEY = re.compile(rb"[ \t]srckey=(0x[0-9a-fA-F]{1,8})[ \t]+dstkey=0x[0-9a-fA-F]{1,8}(?=[ \t\r\n])")
-_ZONE = re.compile(rb"[\t ]zone(?:-orig|-reply)?=(\d{1,5})(?!\d)")
 _STAMP = len("Mon Nov 23 23:33:51 2026")
 
 
@@ -75,8 +82,10 @@ class Words:
             places: Places = self._equals[which] + 1
             return places
         found: Places = self._equals[which]
-        rest = word[:-3]
-        found = found[self._block.says(found - len(word), rest)]
+        found = found[found > len(word)]
+        found = found[self._block.says(found - len(word), word[:-3])]
+        before = self._block.characters[found - len(word) - 1]
+        found = found[(before == ord(" ")) | (before == ord("\t"))]
         return found + 1
 
 
@@ -101,13 +110,29 @@ def tuples_of(block: Block, words: Words, protocol: NDArray[np.int64], cache: Pa
     good = (source[:, 0] < destination[:, 0]) & (destination[:, 0] < source[:, 1])
     good &= source[:, 1] < destination[:, 1]
     peer, _, is_peer, four = addresses_at(block, source[:, 0], cache)
-    _, site_ends, is_site, site_four = addresses_at(block, destination[:, 0], cache)
     server, _, is_server, server_four = addresses_at(block, source[:, 1], cache)
+    site_ends, is_site, site_four = _sites(block, destination[:, 0], source[:, 1], server_four, cache)
     exit_, exit_ends, is_exit, exit_four = addresses_at(block, destination[:, 1], cache)
     good &= is_peer & is_site & is_server & is_exit
     good &= (four == site_four) & (four == server_four) & (four == exit_four)
     port, service, changed, named = _ports(block, protocol[rows], site_ends, exit_ends)
     return _spread(n, rows, good & named, four, (peer, server, exit_), (port, service, changed))
+
+
+def _sites(
+    block: Block, places: Places, server: Places, server_four: Mask, cache: PackedAddresses
+) -> tuple[Places, Mask, Mask]:
+    """Where the sites that peers asked for end, whether they are addresses, and whether IPv4.
+
+    Nearly always the same text is the reply's source, which is known; else destination NAT changed it.
+    """
+    ends, same = same_words(block, places, server)
+    same &= server_four
+    good, four = same.copy(), same.copy()
+    others = np.flatnonzero(~same)
+    if len(others):
+        _, ends[others], good[others], four[others] = addresses_at(block, places[others], cache)
+    return ends, good, four
 
 
 def _ports(
@@ -165,15 +190,14 @@ def _spread(
     return Tuples(every, packed[0], packed[1], packed[2], every_four, values[0], values[1], values[2])
 
 
-def zones_of(block: Block) -> NDArray[np.uint32]:
+def zones_of(block: Block, words: Words) -> NDArray[np.uint32]:
     """The conntrack zone of each line, 0 where it names none."""
     zones = np.zeros(len(block.ends), np.uint32)
-    if b"zone" not in block.text:
-        return zones
-    found = list(_ZONE.finditer(block.text))
-    lines = block.line_of(np.array([one.start() for one in found], np.int64))
-    # A line with a zone for each direction: that of the original one, which comes first, stays.
-    zones[lines[::-1]] = np.array([int(one[1]) & 0xFFFF for one in reversed(found)], np.uint32)
+    # A line with a zone for each direction: that of the original one stays.
+    for word in (b"zone-reply", b"zone-orig", b"zone"):
+        places = words.after(word)
+        values, _, good = numbers_at(block, places, 5)
+        zones[block.line_of(places[good])] = values[good] & 0xFFFF
     return zones
 
 

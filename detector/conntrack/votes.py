@@ -14,7 +14,7 @@ from detector.base.family import Address
 from detector.conntrack.addresses import Mask
 from detector.conntrack.reader import Flows
 
-KEPT_VOTES = 1 << 17
+KEPT_VOTES = 1 << 16
 
 
 @dataclass(frozen=True, slots=True)

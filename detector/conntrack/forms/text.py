@@ -17,14 +17,17 @@ from detector.conntrack.clocks import Clock, classic_clock, day_clock, iso, numb
 _EVENT = rb"\[(NEW|UPDATE|DESTROY)\]"
 _STAMP = rb"\[[ ]*(\d{1,12}\.\d{1,9})[ ]*\]"
 _PROTOCOL = rb"(?:ipv[46][\t ]+\d{1,3}[\t ]+)?(?=[a-z])[\w-]{1,24}[\t ]+(\d{1,3})"
-# Timeout and TCP state, or what /proc says of GRE; no colon and no bracket, so that no date is taken for one.
-_REST = rb"(?:[\t ]+(?!src=)[A-Za-z0-9_=,-]{1,40}){0,6}[\t ]+src=[^\n]*"
+# Timeout and TCP state, or what /proc says of GRE; no colon and no bracket, so no date is taken for one.
+# A run of words stops at the first equals sign by itself, so nothing is tried twice.
+_REST = rb"[\t ][\t \w,-]*(?:(?<=timeout)=\d{1,9}[\t \w,-]*){0,2}(?<=[\t ]src)=[^\n]*"
 _BODY = (
     rb"[\t ]*(?:" + _STAMP + rb"[\t ]*)?(?:" + _EVENT + rb"[\t ]+)?(?:\d{5,20}[\t ]+)?" + _PROTOCOL + _REST
 )
 # Host, program, facility, time zone: words that are not the line itself.
+# The usual two come first, as that is quicker.
 _WHO = (
-    rb"(?:[\t ]+(?!\[(?:NEW|UPDATE|DESTROY|[ ]*\d+\.)|(?:src|dst)=)[^\s]{1,255}){0,4}?(?:[\t ]*(?=\[)|[\t ]+)"
+    rb"(?:[ ]\S{1,255}[ ]\S{1,255}:[ ](?=[\[a-z ])"
+    rb"|(?:[\t ]+(?!\[(?:NEW|UPDATE|DESTROY|[ ]*\d+\.)|(?:src|dst)=)[^\s]{1,255}){0,4}?(?:[\t ]*(?=\[)|[\t ]+))"
 )
 _PRIORITY = rb"(?:<\d{1,3}>)?"
 _ISO = rb"\d{4}[-/.]\d\d[-/.]\d\d[T ]\d\d:\d\d:\d\d(?:[.,]\d{1,9})?(?:Z|[ ]?[+-]\d\d(?::?\d\d)?)?"

@@ -11,6 +11,8 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from detector.base.family import pack, unpack
+from detector.conntrack import reader as reader_module
+from detector.conntrack.addresses import Block
 from detector.conntrack.forms import PLAIN, LineForm, recognise
 from detector.conntrack.reader import Flows, Lines, Reader
 from detector.conntrack.source import LONGEST_LINE, blocks
@@ -182,3 +184,39 @@ def recognised(line: str) -> LineForm:
     form = recognise(f"{line}\n".encode())
     assert form is not None
     return form.line
+
+
+USUAL = [
+    FORMS["event"],
+    FORMS["event"].replace("    [NEW]", " [UPDATE]"),
+    FORMS["event"].replace("    [NEW]", "[DESTROY]"),
+    FORMS["listed"],
+    FORMS["listed, all"],
+    FORMS["unknown"],
+    SIX,
+]
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    st.lists(st.sampled_from(USUAL), min_size=1, max_size=4), st.integers(0, 45), st.sampled_from("0 [].a\t")
+)
+def test_the_quick_way_says_what_the_pattern_says(lines: list[str], place: int, character: str) -> None:
+    """Heads that NumPy reads are those of the pattern, also where a character is another."""
+    bent = lines[0][:place] + character + lines[0][place + 1 :]
+    block = Block("".join(f"{line}\n" for line in [bent, *lines[1:]]).encode())
+    quick = reader_module._usual_heads(block)
+    if quick is None:
+        return
+    matches = [PLAIN.head.match(line) for line in block.lines(np.arange(len(block.ends)))]
+    for index, match in enumerate(matches):
+        if match is not None:
+            assert quick.protocol[index] == int(match[4])
+            assert quick.event[index] == reader_module._EVENTS[match[3] or b""]
+            assert quick.time[index] == pytest.approx(float(match[2] or "nan"), nan_ok=True, abs=1e-5)
+
+
+def test_the_quick_way_is_taken() -> None:
+    """What conntrack prints today needs no pattern."""
+    for lines in (USUAL[:3], USUAL[3:4]):
+        assert reader_module._usual_heads(Block("".join(f"{line}\n" for line in lines).encode())) is not None
