@@ -27,7 +27,8 @@ _BODY = (
 # The usual two come first, as that is quicker.
 _WHO = (
     rb"(?:[ ]\S{1,255}[ ]\S{1,255}:[ ](?=[\[a-z ])"
-    rb"|(?:[\t ]+(?!\[(?:NEW|UPDATE|DESTROY|[ ]*\d+\.)|(?:src|dst)=)[^\s]{1,255}){0,4}?(?:[\t ]*(?=\[)|[\t ]+))"
+    rb"|(?:[\t ]+(?!\[(?:NEW|UPDATE|DESTROY|[ ]*\d+\.)|(?:src|dst)=)[^\s]{1,255}){0,4}?"
+    rb"(?:[\t ]*(?=\[)|[\t ]+))"
 )
 _PRIORITY = rb"(?:<\d{1,3}>)?"
 _ISO = rb"\d{4}[-/.]\d\d[-/.]\d\d[T ]\d\d:\d\d:\d\d(?:[.,]\d{1,9})?(?:Z|[ ]?[+-]\d\d(?::?\d\d)?)?"
