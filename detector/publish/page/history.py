@@ -3,7 +3,8 @@
 
 from __future__ import annotations
 
-from detector.base.moments import moment_of
+from datetime import UTC, datetime
+
 from detector.base.verdicts import REASON_WORDS, VERDICT_WORDS, Verdict, plain
 from detector.publish.events import Event, Kind
 from detector.publish.page.html import Markup, element, join
@@ -31,7 +32,7 @@ def history_section(events: tuple[Event, ...], clock: float) -> Markup:
 
 
 def _entry(event: Event, clock: float) -> list[Markup | None]:
-    when = moment_of(event.at)
+    when = datetime.fromtimestamp(event.at, UTC)
     stamp = element("time", f"{when:%Y-%m-%d %H:%M:%S} UTC", datetime=when.isoformat(timespec="seconds"))
     about = event.family.label if event.family else "Relay"
     return [

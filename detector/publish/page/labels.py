@@ -3,7 +3,8 @@
 
 from __future__ import annotations
 
-from detector.base.moments import moment_of
+from datetime import UTC, datetime
+
 from detector.publish.page.html import Markup, element, join
 
 _UNITS = ((86_400, "d"), (3600, "h"), (60, "min"), (1, "s"))
@@ -26,6 +27,6 @@ def moment(at: float, clock: float) -> Markup:
         at: seconds since 1970.
         clock: now.
     """
-    when = moment_of(at)
+    when = datetime.fromtimestamp(at, UTC)
     text = element("time", f"{when:%Y-%m-%d %H:%M:%S} UTC", datetime=when.isoformat(timespec="seconds"))
     return join(text, f" ({ago(clock - at)} ago)")
