@@ -284,7 +284,13 @@ class Lab:
     def _start_wireguard(self) -> None:
         backend, names = self._backend(), [f"wg-{self.id}-{number}" for number in range(len(self._addresses))]
         self.implementation = backend.name
-        backend.create(self.clients, names)
+        tunnels = zip(names, self._addresses, strict=True)
+        settings = [
+            line
+            for number, (name, tunnel) in enumerate(tunnels)
+            for line in _client_tunnel(number, name, tunnel)
+        ]
+        backend.create(self.clients, names, settings)
         backend.wait()
         keys = {name: wireguard.new_private_key() for name in (self.wireguard_interface, *names)}
         backend.set_key(self.relay, self.wireguard_interface, keys[self.wireguard_interface], wireguard.PORT)
@@ -302,7 +308,7 @@ class Lab:
             try:
                 kernel = wireguard.KernelWireGuard()
                 self._stack.callback(kernel.stop)
-                kernel.create(self.relay, [self.wireguard_interface])
+                kernel.create(self.relay, [self.wireguard_interface], _relay_tunnel(self.wireguard_interface))
             except HostError:
                 if self._user_space is False:
                     raise
@@ -310,7 +316,7 @@ class Lab:
                 return kernel
         user = wireguard.UserWireGuard()
         self._stack.callback(user.stop)
-        user.create(self.relay, [self.wireguard_interface])
+        user.create(self.relay, [self.wireguard_interface], _relay_tunnel(self.wireguard_interface))
         return user
 
     def _connect(self, backend: wireguard.Backend, relay_key: str) -> None:
@@ -323,8 +329,6 @@ class Lab:
             self.wireguard_interface,
             [Remote(peer.public_key, peer.allowed_ips()) for peer in self.peers],
         )
-        ip_batch(_relay_tunnel(self.wireguard_interface), self.relay)
-        ip_batch((line for peer in self.peers for line in _client_tunnel(peer)), self.clients)
 
 
 def _stop(process: subprocess.Popen[Any]) -> None:
@@ -372,11 +376,13 @@ def _relay_tunnel(interface: str) -> list[str]:
     return [f"link set {interface} up", *addresses]
 
 
-def _client_tunnel(peer: Peer) -> list[str]:
+def _client_tunnel(number: int, interface: str, tunnel: Mapping[Family, Address]) -> list[str]:
     # Every interface has a default route, told apart by its metric; sockets are bound to the interface.
     routes = [
-        f"route add {everything} dev {peer.interface} metric {peer.number + 1} {_PATIENT}"
+        f"route add {everything} dev {interface} metric {number + 1} {_PATIENT}"
         for everything in _EVERYTHING.values()
     ]
-    addresses = [f"addr add {network} dev {peer.interface} nodad" for network in peer.allowed_ips()]
-    return [f"link set {peer.interface} up", *addresses, *routes]
+    addresses = [
+        f"addr add {address}/{address.max_prefixlen} dev {interface} nodad" for address in tunnel.values()
+    ]
+    return [f"link set {interface} up", *addresses, *routes]

@@ -19,11 +19,13 @@ from typing import Any, Protocol
 
 from detector.base.errors import HostError
 from detector.base.family import Address, Family
-from detector.lab.limits import InotifyLimit
+from detector.lab.limits import inotify_instances, socket_buffers
 from detector.lab.namespaces import UAPI, Namespace, entered, ip_batch, require
 
 PORT = 51820
+_MTU = 1420  # what wireguard-go would set itself
 _PATIENCE = 30.0
+_PATIENCE_EACH = 0.3  # a thousand processes share two processors
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,8 +57,8 @@ class Backend(Protocol):
 
     name: str
 
-    def create(self, namespace: Namespace, interfaces: Sequence[str]) -> None:
-        """Make interfaces; they may not be usable before `wait`."""
+    def create(self, namespace: Namespace, interfaces: Sequence[str], settings: Iterable[str] = ()) -> None:
+        """Make interfaces, and do with them what ip(8) is told; they may not be usable before `wait`."""
 
     def wait(self) -> None:
         """Return when all the interfaces can be set up."""
@@ -90,13 +92,14 @@ class KernelWireGuard:
     def __init__(self) -> None:
         self._netlink: dict[str, Any] = {}
 
-    def create(self, namespace: Namespace, interfaces: Sequence[str]) -> None:
+    def create(self, namespace: Namespace, interfaces: Sequence[str], settings: Iterable[str] = ()) -> None:
         """Make interfaces.
 
         Raises:
             HostError: this kernel has no WireGuard.
         """
         ip_batch((f"link add {name} type wireguard" for name in interfaces), namespace)
+        ip_batch(settings, namespace)
 
     def wait(self) -> None:
         """Nothing to wait for."""
@@ -150,19 +153,25 @@ class UserWireGuard:
 
     def __init__(self) -> None:
         self._running: dict[str, subprocess.Popen[bytes]] = {}
-        self._limit = InotifyLimit()
+        self._instances, self._buffers = inotify_instances(), socket_buffers()
         self._said = tempfile.TemporaryFile()  # noqa: SIM115  closed with the others, in `stop`
 
-    def create(self, namespace: Namespace, interfaces: Sequence[str]) -> None:
+    def create(self, namespace: Namespace, interfaces: Sequence[str], settings: Iterable[str] = ()) -> None:
         """Start a process per interface, all at once.
+
+        Interfaces are set up first: each process hears of each change, and a thousand of both are a million.
 
         Raises:
             HostError: ``wireguard-go`` is missing.
         """
         require("wireguard-go")
-        self._limit.make_room()
+        self._instances.make_room()
+        self._buffers.make_room()
         # One processor each: forty of them share a machine, and none of them alone is the bottleneck.
         environment = {**os.environ, "LOG_LEVEL": "error", "GOMAXPROCS": "1"}
+        ip_batch((f"tuntap add dev {name} mode tun" for name in interfaces), namespace)
+        ip_batch((f"link set {name} mtu {_MTU}" for name in interfaces), namespace)
+        ip_batch(settings, namespace)
         with entered(namespace):
             for name in interfaces:
                 self._running[name] = subprocess.Popen(
@@ -180,12 +189,13 @@ class UserWireGuard:
         Raises:
             HostError: a process ended, or its socket did not come.
         """
-        deadline = time.monotonic() + _PATIENCE
+        deadline = time.monotonic() + _PATIENCE + _PATIENCE_EACH * len(self._running)
         for name, process in self._running.items():
             while not (UAPI / f"{name}.sock").exists():
                 if process.poll() is not None or time.monotonic() > deadline:
                     raise self._not_started()
                 time.sleep(0.01)
+        self._buffers.put_back()
 
     def _not_started(self) -> HostError:
         """Why, in its own words, and what to do about the two reasons that there usually are."""
@@ -193,7 +203,7 @@ class UserWireGuard:
         lines = self._said.read().decode(errors="replace").strip().splitlines()
         reason = lines[-1].strip() if lines else "it said nothing"
         many = "too many open files" in reason.lower() or "inotify" in reason.lower()
-        mend = self._limit.advice() if many else "is /dev/net/tun there? (modprobe tun)"
+        mend = self._instances.advice() if many else "is /dev/net/tun there? (modprobe tun)"
         return HostError(f"wireguard-go did not start: {reason}", mend)
 
     def set_key(self, namespace: Namespace, interface: str, private_key: str, port: int | None) -> None:  # noqa: ARG002
@@ -235,7 +245,8 @@ class UserWireGuard:
             with suppress(subprocess.TimeoutExpired):
                 process.wait(5)
         self._said.close()
-        self._limit.put_back()
+        self._instances.put_back()
+        self._buffers.put_back()
 
 
 def _hex(key: str) -> str:

@@ -10,21 +10,29 @@ from detector.publish.events import Event, Kind
 from detector.publish.page.html import Markup, element, join
 from detector.publish.page.labels import ago
 
-_SHOWN = 12
+_SHOWN = 3  # the others are a click away
 
 
 def history_section(events: tuple[Event, ...], clock: float) -> Markup:
-    """The last changes, as a list."""
-    newest = events[: -_SHOWN - 1 : -1]
-    items = [element("li", *_entry(event, clock)) for event in newest]
-    more = f" {len(events) - _SHOWN:,} older ones: exitprint history." if len(events) > _SHOWN else ""
+    """The changes, the newest first."""
+    items = [element("li", *_entry(event, clock)) for event in reversed(events)]
+    older = items[_SHOWN:]
     return element(
         "section",
         element("h2", "What changed", id="history"),
         element(
             "div",
-            element("ol", *items, class_="history") if items else element("p", "Nothing since the start."),
-            element("p", f"Kept in memory alone, and gone when the service ends.{more}", class_="kept"),
+            element("ol", *items[:_SHOWN], class_="history")
+            if items
+            else element("p", "Nothing since the start."),
+            element(
+                "details",
+                element("summary", f"{len(older):,} older"),
+                element("ol", *older, class_="history"),
+            )
+            if older
+            else None,
+            element("p", "Kept in memory alone, and gone when the service ends.", class_="kept"),
             class_="card",
         ),
         aria_labelledby="history",

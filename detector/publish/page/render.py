@@ -114,8 +114,8 @@ def _main(view: View) -> Markup:
         None if view.healthy[0] else _notice(f"What follows is old: {view.healthy[1]}."),
         _notice(f"Waiting: {now.waiting}.") if now.waiting else None,
         _verdict(now.report, now, view.clock),
-        *_families(view),
         history_section(now.history, view.clock),
+        *_families(view),
         state_section(now, view.about, view.healthy, view.ready),
         _runbooks(),
     )

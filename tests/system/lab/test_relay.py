@@ -183,3 +183,11 @@ def test_nothing_secret_is_in_what_a_lab_says_of_itself() -> None:
         assert lab.secrets()
         assert not [secret for secret in lab.secrets() if secret in text]
         assert len(set(lab.secrets())) == 8
+
+
+def test_a_lab_of_many_peers() -> None:
+    """More peers than the host has inotify instances for: all are there, and all are answered."""
+    with Lab(peers=200) as lab:
+        lab.apply("persistent")
+        result = lab.send(lab.workload(400))
+    assert (result.tried, result.answered) == (400, 400)

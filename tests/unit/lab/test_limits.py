@@ -10,46 +10,49 @@ import pytest
 
 from detector.base.errors import HostError
 from detector.lab import wireguard
-from detector.lab.limits import InotifyLimit
+from detector.lab.limits import Limit
+
+NAME = "fs.inotify.max_user_instances"
 
 
-def limit(folder: Path, value: str) -> InotifyLimit:
-    """A host with this limit."""
-    file = folder / "max_user_instances"
+def limit(folder: Path, value: str) -> tuple[Limit, Path]:
+    """A host with this limit, and where it stands."""
+    file = folder / NAME.replace(".", "/")
+    file.parent.mkdir(parents=True)
     file.write_text(value)
-    return InotifyLimit(file)
+    return Limit(NAME, 16384, folder), file
 
 
 def test_room_is_made_and_put_back(tmp_path: Path) -> None:
     """What was there before is there again."""
-    one = limit(tmp_path, "128\n")
+    one, file = limit(tmp_path, "128\n")
     one.make_room()
-    assert one.file.read_text() == "16384\n"
+    assert file.read_text() == "16384\n"
     one.put_back()
-    assert one.file.read_text() == "128\n"
+    assert file.read_text() == "128\n"
 
 
 @pytest.mark.parametrize("value", ["16384\n", "65536\n"])
 def test_a_limit_that_is_high_enough_stays(tmp_path: Path, value: str) -> None:
     """It is never lowered, and nothing is put back."""
-    one = limit(tmp_path, value)
+    one, file = limit(tmp_path, value)
     one.make_room()
     one.put_back()
-    assert one.file.read_text() == value
+    assert file.read_text() == value
 
 
 def test_what_somebody_else_set_meanwhile_stays(tmp_path: Path) -> None:
     """An administrator's number is not overwritten."""
-    one = limit(tmp_path, "128\n")
+    one, file = limit(tmp_path, "128\n")
     one.make_room()
-    one.file.write_text("30000\n")
+    file.write_text("30000\n")
     one.put_back()
-    assert one.file.read_text() == "30000\n"
+    assert file.read_text() == "30000\n"
 
 
 def test_a_host_that_does_not_let_us(tmp_path: Path) -> None:
     """Nothing breaks here: what fails later says how to mend it."""
-    one = InotifyLimit(tmp_path / "not" / "there")
+    one = Limit(NAME, 16384, tmp_path)
     one.make_room()
     one.put_back()
     assert "sysctl -w fs.inotify.max_user_instances=16384" in one.advice()
