@@ -24,13 +24,14 @@ SCRIPTS = $(shell grep -rlE '^\#!/bin/(ba)?sh|^\#!/usr/bin/env bash' .ci debian 
 
 .DELETE_ON_ERROR:
 .SUFFIXES:
-.PHONY: help packages env vm-env stack-env web-env lab lab-stack test lint format transcript generate bench lock clean \
+.PHONY: help packages env vm-env stack-env web-env lab lab-stack test kernels lint format transcript generate bench lock clean \
         dist-env dist debian-env test-debian test-package
 
 help:
 	@echo 'make lab [MAPPING=NAME] [ARGS=...]  a relay on this machine, and the verdict on it'
 	@echo 'make lab-stack [ARGS=--keep]         a relay that is broken and repaired, with the alerts on it'
-	@echo 'make test                           every check, with two stock Debian kernels in VMs'
+	@echo 'make test                           every check, with three stock Debian kernels in VMs'
+	@echo 'make kernels                        what holds on every kernel, from 5.10 to the newest'
 	@echo 'make bench                          what watching costs'
 	@echo 'make dist                           .deb, wheel and sdist, into dist/'
 	@echo 'make test-debian                    the unit tests with the Python packages of Debian 12 and 13'
@@ -75,6 +76,10 @@ lab-stack: stack-env
 
 test: vm-env stack-env web-env debian-env lint
 	@$(PYTHON) -m pytest -m 'not package' $(ARGS)
+
+# The same facts on every kernel of the matrix.
+kernels: vm-env
+	@EXITPRINT_KERNELS=all $(PYTHON) -m pytest tests/system/vm $(ARGS)
 
 dist: dist-env
 	@$(PYTHON) -m tools.dist

@@ -19,7 +19,7 @@ import traceback
 from collections.abc import Callable, MutableMapping
 from pathlib import PurePath
 from types import TracebackType
-from typing import Any, TextIO
+from typing import Any, NoReturn, TextIO
 
 from detector.base.errors import ExitprintError
 from detector.base.journal import is_journal, priority
@@ -76,6 +76,13 @@ def configure(
     )
     _take_library_logs(messages=level == "debug")
     _take_uncaught()
+
+
+def leave(status: int) -> NoReturn:
+    """End this process; a log that can be written no more is no other status."""
+    with contextlib.suppress(OSError, ValueError):
+        sys.stderr.flush()
+    os._exit(status)
 
 
 def describe_exception(error: BaseException, *, messages: bool = False) -> str:

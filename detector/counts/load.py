@@ -6,7 +6,7 @@ Exit addresses are the relay's own; who uses them is only counted.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -27,6 +27,8 @@ class Column:
         exits: how many of them.
         flows: in the window, of all of them.
         peers: of the exit with the fewest peers.
+        persons: peers with a flow at any of them.
+        withheld: there were flows, and they are not to be told.
     """
 
     first: Address
@@ -34,6 +36,8 @@ class Column:
     exits: int
     flows: int
     peers: int
+    persons: int
+    withheld: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,7 +80,7 @@ def load_of(observation: Observation, pools: Sequence[PoolRanges], floor: int) -
     listed = idle | found
     total = int(flows.sum())
     return Load(
-        columns=_columns(sorted(listed.items(), key=lambda one: int(one[0]))),
+        columns=_columns(sorted(listed.items(), key=lambda one: int(one[0])), _persons(observation)),
         in_use=len(used),
         listed=len(listed),
         flows=total,
@@ -97,16 +101,28 @@ def _between(first: bytes, last: bytes) -> list[Address]:
     return [unpack(number.to_bytes(16, "big")) for number in range(start, min(end, start + MAX_COLUMNS) + 1)]
 
 
-def _columns(exits: list[tuple[Address, tuple[int, int]]]) -> tuple[Column, ...]:
+def _persons(observation: Observation) -> dict[Address, set[int]]:
+    """The peers that each exit has."""
+    found: dict[Address, set[int]] = {}
+    active = observation.flows > 0
+    for exit_, peer in zip(observation.exit[active], observation.peer[active], strict=True):
+        found.setdefault(observation.exits[exit_], set()).add(int(peer))
+    return found
+
+
+def _columns(
+    exits: list[tuple[Address, tuple[int, int]]], persons: Mapping[Address, set[int]]
+) -> tuple[Column, ...]:
     each = -(-len(exits) // MAX_COLUMNS)
-    return tuple(_column(exits[at : at + each]) for at in range(0, len(exits), each))
+    return tuple(_column(exits[at : at + each], persons) for at in range(0, len(exits), each))
 
 
-def _column(exits: list[tuple[Address, tuple[int, int]]]) -> Column:
+def _column(exits: list[tuple[Address, tuple[int, int]]], persons: Mapping[Address, set[int]]) -> Column:
     return Column(
         exits[0][0],
         exits[-1][0],
         len(exits),
         sum(flows for _, (flows, _) in exits),
         min(peers for _, (_, peers) in exits),
+        len(set().union(*(persons.get(address, set()) for address, _ in exits))),
     )

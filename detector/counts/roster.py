@@ -8,7 +8,7 @@ left that was counted for it, so the evidence of two peers cannot mix.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from ipaddress import ip_address
 
 import numpy as np
@@ -34,7 +34,7 @@ class Member:
     family: Family
     is_network: bool
     pseudonym: str
-    predictions: Mapping[str, Sequence[str | None]]
+    predictions: Mapping[str, Sequence[str | None]] = field(default_factory=dict)
 
 
 class Exits:
@@ -131,8 +131,31 @@ class Roster:
         """How many exits are predicted."""
         return sum(int(np.count_nonzero(table != NOBODY)) for table in self._predicted.values())
 
-    def add(self, members: Sequence[Member]) -> None:
-        """Take up slots; a slot that is taken already gets a new row."""
+    def add(self, members: Sequence[Member]) -> list[int]:
+        """Take up slots; a slot whose address has left and is back has its row again, any other a new one.
+
+        Returns:
+            The slots of those that are back.
+        """
+        back = [one.slot for one in members if self._is_away(one.slot)]
+        self._present[self._row_of_slot[back]] = True
+        self._add([one for one in members if one.slot not in set(back)])
+        return back
+
+    def leave(self, slots: Iterable[int]) -> None:
+        """The addresses of these slots have gone; the slots are kept for them."""
+        for slot in slots:
+            if self._row_of(slot) != NOBODY:
+                self._present[self._row_of_slot[slot]] = False
+
+    def _row_of(self, slot: int) -> int:
+        return int(self._row_of_slot[slot]) if slot < len(self._row_of_slot) else NOBODY
+
+    def _is_away(self, slot: int) -> bool:
+        row = self._row_of(slot)
+        return row != NOBODY and not self._present[row]
+
+    def _add(self, members: Sequence[Member]) -> None:
         if not members:
             return
         slots = np.array([one.slot for one in members])
@@ -196,6 +219,7 @@ class Roster:
         """
         gone = ~self._present
         gone[seen] = gone[self._free] = False
+        gone[self._row_of_slot[self._row_of_slot != NOBODY]] = False  # who may come back
         rows = np.flatnonzero(gone)
         if len(rows):
             self._pseudonym = self._pseudonym.copy()

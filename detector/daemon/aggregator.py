@@ -22,16 +22,18 @@ from itertools import takewhile
 from types import FrameType
 
 from detector import logs
+from detector.analysis.observation import PredictorTrials
 from detector.analysis.report import Report
 from detector.analysis.verdict import judge
 from detector.base.errors import EXIT_HOST, UsageError
-from detector.base.family import pack
+from detector.base.family import Family, pack
+from detector.base.outcomes import Outcome
 from detector.config.model import Config
 from detector.config.reload import Reload
 from detector.config.tls import WebConfig
 from detector.counts.canaries import places
-from detector.counts.epoch import Epoch
-from detector.counts.load import load_of
+from detector.counts.epoch import Epoch, SlotTrials
+from detector.counts.load import Load, load_of
 from detector.counts.observing import Observed, PoolRanges
 from detector.counts.previous_epoch import PreviousEpoch
 from detector.counts.roster import Member
@@ -39,6 +41,7 @@ from detector.counts.window import Counts, Window
 from detector.daemon import codec, messages, privileges, warm_up
 from detector.daemon.channel import Channel, Closed, Stalled, aggregator_end
 from detector.daemon.codec import Malformed
+from detector.daemon.confinement import confine_aggregator
 from detector.daemon.counting import SHAPE, KernelCounts
 from detector.daemon.edges import Clock, CountsSource, Link
 from detector.daemon.memory import resident_bytes
@@ -46,21 +49,25 @@ from detector.daemon.messages import (
     AggregatorSpec,
     Alive,
     ExitRanges,
+    Missed,
     NewConfig,
     NewWeb,
     Peers,
+    PredictorTrial,
     Released,
     Rules,
     State,
     Stop,
     ToAggregator,
     ToSensor,
+    Trials,
 )
 from detector.daemon.notify import BEAT
 from detector.kernel.bpf import RunTime
 from detector.kernel.drain import Drained
 from detector.logs import get_logger
 from detector.publish import history
+from detector.publish.discretion import discreet
 from detector.publish.exporter import Exposition
 from detector.publish.http import server as web
 from detector.publish.http.listening import page_of
@@ -160,7 +167,7 @@ class Aggregator:
         ahead = list(takewhile(lambda message: not isinstance(message, Rules), received))
         for message in ahead:
             self._add(message)
-        self._take(drained)
+        self._take(drained, missed=any(isinstance(message, Missed) for message in received))
         for message in ahead:
             self._handle(message)
         for message in received[len(ahead) :]:
@@ -169,9 +176,11 @@ class Aggregator:
             self._add(message)
             self._handle(message)
 
-    def _take(self, drained: Drained) -> None:
+    def _take(self, drained: Drained, *, missed: bool = False) -> None:
+        """Count what was drained; where peers' flows may have passed for nobody's, as unattributed."""
         epoch = self.epoch
-        epoch.window.add(self._counts.attribute(drained, epoch.roster, epoch.exits))
+        counts = self._counts.attribute(drained, epoch.roster, epoch.exits)
+        epoch.window.add(_as_missed(counts) if missed else counts)
         turned = epoch.window.turn(self._clock.monotonic())
         if turned:
             epoch.forget()
@@ -181,8 +190,10 @@ class Aggregator:
         self._set_control()
 
     def _add(self, message: ToAggregator) -> None:
+        if isinstance(message, Peers):
+            self.epoch.roster.leave(message.left)
         if isinstance(message, Peers | Rules):
-            self.epoch.roster.add([_member(one) for one in message.added])
+            self._counts.begin_sessions(self.epoch.roster.add([_member(one) for one in message.added]))
 
     def _handle(self, message: ToAggregator) -> None:
         match message:
@@ -191,6 +202,11 @@ class Aggregator:
             case State():
                 self._state = message
                 self._heard, self._heard_at = self._clock.monotonic(), self._clock.time()
+            case Trials() if message.epoch == self.epoch.number:
+                self.epoch.trials = {
+                    family: [_trial(one) for one in message.trials if one.family is family]
+                    for family in Family
+                }
             case NewWeb():
                 self._let_in(message.config)
             case NewConfig():
@@ -297,10 +313,7 @@ class Aggregator:
             refused_peers=told.refused,
             resident={"sensor": told.resident, "aggregator": self._resident()},
             run_time=RunTime(told.runs, told.run_nanoseconds),
-            loads={
-                one.observation.family: load_of(one.observation, epoch.pools, self._config.anonymity_floor)
-                for one in observed
-            },
+            loads={one.observation.family: self._load(one) for one in observed},
             epoch=epoch.number,
             epoch_since=epoch.since,
             change=self._before.compare(
@@ -315,6 +328,11 @@ class Aggregator:
             canaries=places(counts, epoch.roster, epoch.exits, epoch.pools),
         )
         self.snapshot = history.follow(before, made)
+
+    def _load(self, one: Observed) -> Load:
+        """How flows are spread over the exits of a family, as everybody may see it."""
+        floor = self._config.anonymity_floor
+        return discreet(load_of(one.observation, self.epoch.pools, floor), floor)
 
     def _views(self, report: Report, observed: list[Observed]) -> tuple[PeerView, ...]:
         """The peers, as references to what was judged."""
@@ -383,9 +401,21 @@ def _same(one: Moment, other: Moment | None) -> bool:
     return other is not None and one[0] is other[0] and one[1] is other[1] and one[2:] == other[2:]
 
 
+def _as_missed(counts: Counts) -> Counts:
+    """The same, with what was nobody's as unattributed."""
+    outcomes = counts.outcomes.copy()
+    outcomes[:, Outcome.UNATTRIBUTED] += outcomes[:, Outcome.NOT_A_PEER]
+    outcomes[:, Outcome.NOT_A_PEER] = 0
+    return replace(counts, outcomes=outcomes)
+
+
 def _member(told: messages.Member) -> Member:
-    predictions = {name: list(said) for name, said in told.predictions.items()}
-    return Member(told.slot, told.family, told.is_network, told.pseudonym, predictions)
+    return Member(told.slot, told.family, told.is_network, told.pseudonym)
+
+
+def _trial(told: PredictorTrial) -> SlotTrials:
+    sums = PredictorTrials(told.predictor, told.rule, told.tried, told.hit, told.chance, told.hypotheses)
+    return SlotTrials(sums, told.flagged)
 
 
 def _pool(told: ExitRanges) -> PoolRanges:
@@ -412,6 +442,7 @@ def main(descriptor: int) -> int:
     for number in _SIGNALS:
         signal.signal(number, _stop)
     try:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGNALS)  # what came before is heard now
         _watch(spec)
     except Stopped:
         if os.getppid() == parent:
@@ -441,6 +472,7 @@ def _watch(spec: AggregatorSpec) -> None:
     listener = socket.socket(fileno=spec.listener)
     page = page_of(listener, secured=access is not None and access.context is not None)
     aggregator.about = replace(aggregator.about, page=page)
+    confine_aggregator()  # before there are threads
     aggregator.server = web.serve(listener, pages, access, hosts_of(config))
     if spec.inspect is not None:
         who = Access(spec.access.owner, spec.access.group, spec.access.mode)
@@ -503,4 +535,4 @@ def _loop(aggregator: Aggregator, channel: Channel[ToAggregator, ToSensor]) -> N
 
 
 if __name__ == "__main__":
-    sys.exit(main(int(sys.argv[1])))
+    logs.leave(main(int(sys.argv[1])))

@@ -24,12 +24,13 @@ from detector.kernel.drain import (
     Pairs,
     PairTables,
     clear_slots,
+    end_sessions,
     read_evidence,
     read_outcomes,
     read_slots,
     widened,
 )
-from detector.kernel.tables import FAMILIES
+from detector.kernel.tables import FAMILIES, possible_processors
 
 SHAPE = (len(FAMILIES), len(Outcome))
 _EXIT_BITS = np.uint64(32)
@@ -44,6 +45,7 @@ class KernelCounts:
     def __init__(self, maps: Mapping[str, int], sizes: Tables) -> None:
         self._maps, self._sizes = maps, sizes
         self.control = Control(maps)
+        possible_processors()  # while files can be opened; it is kept
         self._tables = PairTables(maps, sizes, self.control)
         self._slots, self._evidence = np.zeros(0, SLOT), np.zeros(0, EVIDENCE)
         self._outcomes = np.zeros(SHAPE, np.int64)
@@ -121,6 +123,10 @@ class KernelCounts:
         growth = now - self._outcomes
         self._outcomes = now
         return growth
+
+    def begin_sessions(self, slots: Iterable[int]) -> None:
+        """Whoever is in these slots has come back: its next flow begins a session."""
+        end_sessions(self._maps, slots, self.control)
 
     def release(self, slots: Iterable[int]) -> None:
         """Clear slots that nobody is counted for any more, so that they can be used again."""

@@ -73,6 +73,9 @@ class CountsSource(Protocol):
     def exits_crowded(self) -> bool:
         """Whether most of the numbers that exits can have are given."""
 
+    def begin_sessions(self, slots: Iterable[int]) -> None:
+        """Whoever is in these slots has come back: its next flow begins a session."""
+
     def release(self, slots: Iterable[int]) -> None:
         """Clear slots that nobody is counted for any more."""
 
@@ -104,6 +107,9 @@ class TableWriter(Protocol):
     def run_time(self) -> RunTime:
         """How often the kernel program ran, and how long in all."""
 
+
+VotesReader = Callable[[int], Iterable[tuple[int, bytes]]]
+"""Slots below a number that have voted since it was asked, with the exit of the last vote as 16 bytes."""
 
 RulesReader = Callable[[Config], "NatMapping"]
 PeersReader = Callable[[Sequence[str] | None], "Snapshot"]

@@ -33,14 +33,12 @@ class Member:
 
     Attributes:
         is_network: it stands for a network of tunnel addresses.
-        predictions: per predictor, one exit (or None) for each pool of the family.
     """
 
     slot: int
     family: Family
     is_network: bool
     pseudonym: str
-    predictions: Mapping[str, tuple[str | None, ...]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if not 0 <= self.slot < _MAX_SLOT:
@@ -65,10 +63,17 @@ class ExitRanges:
 
 @dataclass(frozen=True, slots=True)
 class Peers:
-    """Slots came and went. The kernel counts for those of `added` only after this was sent."""
+    """Slots came and went. The kernel counts for those of `added` only after this was sent.
+
+    Attributes:
+        added: those that stand for somebody from now on; one of `left` may be among them.
+        retired: those that will stand for somebody else.
+        left: those whose tunnel address has gone, and that are kept for it.
+    """
 
     added: tuple[Member, ...]
     retired: tuple[int, ...]
+    left: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,6 +119,42 @@ class State:
 
 
 @dataclass(frozen=True, slots=True)
+class PredictorTrial:
+    """One predictor of the tunnel address, tried by the sensor for one rule.
+
+    Attributes:
+        predictor: its name.
+        rule: where the rule stands, for people; empty where nobody knows.
+        tried, hit: persons, one trial each, on the exit that it has most often.
+        chance: share of hits that independent exits would give.
+        hypotheses: how many forms were tried to find the one that fits best.
+        flagged: slots whose exit it names; None where it does not hold, and they are chance.
+    """
+
+    family: Family
+    predictor: str
+    rule: str
+    tried: int
+    hit: int
+    chance: float
+    hypotheses: int
+    flagged: tuple[int, ...] | None
+
+
+@dataclass(frozen=True, slots=True)
+class Trials:
+    """What all predictors come to under the rules of an epoch: sums, and no prediction."""
+
+    epoch: int
+    trials: tuple[PredictorTrial, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Missed:
+    """An interface was there before it was watched: what came in by it since the last drain was nobody's."""
+
+
+@dataclass(frozen=True, slots=True)
 class NewConfig:
     """The configuration to go on with, and how reading it went."""
 
@@ -145,7 +186,7 @@ class Alive:
     """The aggregator serves, and goes on."""
 
 
-ToAggregator = Peers | Rules | State | NewConfig | NewWeb | Stop
+ToAggregator = Peers | Rules | State | Trials | Missed | NewConfig | NewWeb | Stop
 ToSensor = Released | Alive
 
 

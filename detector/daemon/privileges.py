@@ -16,7 +16,7 @@ import struct
 from collections.abc import Collection, Iterable
 from pathlib import Path
 
-CAP_NET_ADMIN = 12
+CAP_NET_ADMIN, CAP_BPF = 12, 39
 
 _CAPABILITY_VERSION_3 = 0x20080522
 _PR_SET_PDEATHSIG = 1

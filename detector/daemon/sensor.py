@@ -2,8 +2,8 @@
 """The sensor: the one process that knows peers. It listens on nothing and keeps CAP_NET_ADMIN alone.
 
 It reads WireGuard and the NAT rules, keeps the kernel's tables of tunnel addresses and pools current, and
-tells the aggregator slots, pseudonyms and predicted exits. It is the service's main process: `start` becomes
-it, and the aggregator is its child.
+tells the aggregator slots, pseudonyms and how well predictors of the address do. It is the service's main
+process: `start` becomes it, and the aggregator is its child.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import FrameType
@@ -27,12 +27,14 @@ from detector.config.reload import Merged, Reload, SighupPipe, merge, read_confi
 from detector.daemon import codec, privileges
 from detector.daemon.channel import Channel, Closed, Stalled, TooLong, sensor_end
 from detector.daemon.codec import Malformed
-from detector.daemon.edges import Clock, Link, PeersReader, RulesReader, TableWriter
+from detector.daemon.confinement import confine_sensor
+from detector.daemon.edges import Clock, Link, PeersReader, RulesReader, TableWriter, VotesReader
 from detector.daemon.memory import resident_bytes
 from detector.daemon.messages import (
     Alive,
     ExitRanges,
     Member,
+    Missed,
     NewConfig,
     NewWeb,
     Peers,
@@ -43,12 +45,16 @@ from detector.daemon.messages import (
     Stop,
     ToAggregator,
     ToSensor,
+    Trials,
     for_aggregator,
 )
+from detector.daemon.notices import Notices
 from detector.daemon.notify import BEAT, Supervisor
 from detector.daemon.slots import Changes, Slot, SlotTable
+from detector.daemon.trying import Trier
 from detector.daemon.warnings import Warnings
 from detector.daemon.writing import KernelTables
+from detector.kernel import bpf
 from detector.logs import get_logger
 from detector.nat.mapping import Mapping as NatMapping
 from detector.nat.mapping import read_mapping
@@ -60,6 +66,7 @@ _log = get_logger()
 _ACCESS = "the peers of the WireGuard interface"
 _SIGNALS = (signal.SIGTERM, signal.SIGINT)
 _PATIENCE = 1.5  # seconds that the aggregator has to end by itself
+_LEAST_REST = 0.2  # seconds between two looks
 _HALF_PATIENCE = 30.0  # seconds that it may leave half a message lying
 
 
@@ -68,6 +75,7 @@ class Edges:
     """What the sensor reaches the world with.
 
     Attributes:
+        votes: reads the exits of the slots' last votes.
         rules, peers: read the NAT rules and WireGuard.
         tables: what the kernel program looks up.
         clock: the module `time`.
@@ -75,6 +83,7 @@ class Edges:
     """
 
     tables: TableWriter
+    votes: VotesReader
     rules: RulesReader = read_mapping
     peers: PeersReader = read_peers
     clock: Clock = time
@@ -98,7 +107,7 @@ class Sensor:
         self._edges = edges
         self.supervisor = Supervisor({}, edges.clock.monotonic())
         self._channel = channel
-        self.slots = SlotTable(config.tables.peers, config.canaries.by_address())
+        self.slots = SlotTable(config.tables.peers, config.canaries.by_address(), config.window)
         if config.canaries.peers:
             _log.info("canaries are declared", count=len(config.canaries.peers), names=config.canaries.names)
         self._written: dict[int, Slot] = {}
@@ -106,7 +115,9 @@ class Sensor:
         self._mapping = NatMapping.nothing()
         self._epoch = 0
         self._refused = 0
-        self._watching = False
+        self._watching = self._looked = False
+        self._trier = Trier(config.tables.peers)
+        self._aged = edges.clock.monotonic()
         self._warnings = Warnings()
         self._reload = Reload(at=edges.clock.time())
 
@@ -149,6 +160,7 @@ class Sensor:
         """
         self._follow_web()
         rules, peers = self._follow_rules() or "", self._follow_peers()
+        self._try_predictors()
         ran = self._edges.tables.run_time()
         self._channel.send(
             State(
@@ -161,6 +173,22 @@ class Sensor:
                 run_nanoseconds=ran.nanoseconds,
             )
         )
+
+    def _try_predictors(self) -> None:
+        clock, trier, epoch = self._edges.clock, self._trier, self._epoch
+        begun = clock.monotonic()
+        if begun - self._aged >= self._config.window / self._config.tables.panes:
+            self._aged = begun
+            trier.samples.age()
+        trier.see(self._edges.votes(self.slots.limit))
+        trials = trier.tried(self.slots.slots(), self._mapping.choices, begun)
+        if trials is None or not epoch:
+            return
+        trier.rest(begun, clock.monotonic())
+        try:
+            self._channel.send(Trials(epoch, trials))
+        except TooLong:  # sums alone fit: there are some for each rule
+            self._channel.send(Trials(epoch, tuple(replace(one, flagged=None) for one in trials)))
 
     def hear(self, wait: float) -> None:
         """Listen to the aggregator for so many seconds.
@@ -203,6 +231,7 @@ class Sensor:
             return None
         self._epoch += 1
         self._mapping = mapping
+        self._trier.clear()
         unfit = self._edges.tables.set_pools(mapping.ranges)
         if unfit:
             _log.warning("more exit ranges than the kernel program predicts for", left_out=unfit)
@@ -244,7 +273,7 @@ class Sensor:
             self._warnings.warn_once("peers", "the WireGuard interfaces cannot be listed", error)
             return str(error)
         self._tell_interfaces(snapshot)
-        changes = self.slots.update(snapshot)
+        changes = self.slots.update(snapshot, self._edges.clock.monotonic())
         self._refused = changes.refused
         if changes.refused:
             self._warnings.warn_once(
@@ -275,27 +304,34 @@ class Sensor:
         current = frozenset(part.interface.ifindex for part in snapshot.interfaces)
         if snapshot.unread:
             current |= self._tunnels
-        for ifindex in current - self._tunnels:
+        new = current - self._tunnels
+        for ifindex in new:
             self._edges.tables.set_tunnel(ifindex)
+        if new and self._looked:
+            self._channel.send(Missed())
+        self._looked = True
         for ifindex in self._tunnels - current:
             self._edges.tables.remove_tunnel(ifindex)
         self._tunnels = current
 
     def _apply(self, changes: Changes) -> None:
         """Retire before adding: an address may be in both. The aggregator hears of it before it counts."""
-        for slot in (*changes.retired, *changes.moved):
+        for slot in (*changes.retired, *changes.left, *changes.moved):
             self._erase(slot.number)
-        if changes.added or changes.retired:
-            retired = tuple(slot.number for slot in changes.retired)
-            self._channel.send(Peers(self._members(changes.added), retired))
-        if changes.added or changes.retired or changes.moved:
+        gone = changes.retired + changes.left
+        if changes.added or gone or changes.ended:
+            retired = tuple(slot.number for slot in changes.retired) + changes.ended
+            left = tuple(slot.number for slot in changes.left)
+            self._channel.send(Peers(self._members(changes.added), retired, left))
+        if changes.added or gone or changes.moved:
             _log.info(
                 "peers changed",
                 added=len(changes.added),
-                removed=len(changes.retired),
+                removed=len(gone),
                 moved=len(changes.moved),  # to an interface of the same name that was made anew
                 now=len(self.slots),
             )
+        self._trier.give(changes.added)
         for slot in (*changes.added, *changes.moved):
             self._edges.tables.set_peer(slot.ifindex, slot.allowed.address, slot.allowed.prefix, slot.number)
             self._written[slot.number] = slot
@@ -306,17 +342,9 @@ class Sensor:
 
     def _members(self, added: Sequence[Slot]) -> tuple[Member, ...]:
         """Slots as the aggregator is told of them."""
-        everyone = [slot.allowed.address for slot in self.slots.slots() if not slot.allowed.is_network]
-        predictions = self._mapping.predict([slot.allowed for slot in added], everyone)
         return tuple(
-            Member(
-                slot.number,
-                slot.allowed.family,
-                slot.allowed.is_network,
-                slot.pseudonym,
-                {name: tuple(exits) for name, exits in said.items()},
-            )
-            for slot, said in zip(added, predictions, strict=True)
+            Member(slot.number, slot.allowed.family, slot.allowed.is_network, slot.pseudonym)
+            for slot in added
         )
 
 
@@ -330,6 +358,22 @@ def _stop(_number: int, _frame: FrameType | None) -> None:
     raise _Stopped
 
 
+def _capabilities(maps: Mapping[str, int]) -> list[int]:
+    """What the sensor keeps: CAP_BPF too where the kernel asks for it to change a table (before 5.19)."""
+    wanted = [privileges.CAP_NET_ADMIN]
+    child = os.fork()
+    if not child:
+        status = 1
+        try:
+            privileges.keep_only(wanted)
+            status = 0 if bpf.is_allowed(maps["networks4"]) else 1
+        finally:
+            os._exit(status)
+    if os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]):
+        wanted.append(privileges.CAP_BPF)
+    return wanted
+
+
 def main(descriptor: int) -> int:
     """Run until a signal or until the aggregator ends; returns the exit status."""
     with os.fdopen(descriptor, "rb") as file:
@@ -339,14 +383,18 @@ def main(descriptor: int) -> int:
     for number in _SIGNALS:
         signal.signal(number, _stop)
     privileges.disable_core_dumps()
-    privileges.keep_only([privileges.CAP_NET_ADMIN])
+    privileges.keep_only(_capabilities(spec.maps))
     hangup = SighupPipe()
     channel = sensor_end(socket.socket(fileno=spec.channel), config.tables.peers)
-    sensor = Sensor(config, Edges(KernelTables(spec.maps, config.tables)), channel)
+    tables = KernelTables(spec.maps, config.tables)
+    sensor = Sensor(config, Edges(tables, tables.last_votes), channel)
     sensor.web = WebFollower.of(config, spec.web)
     sensor.supervisor = Supervisor(os.environ, time.monotonic())
+    notices = Notices()
+    confine_sensor()
     try:
-        _loop(sensor, channel, hangup, Path(spec.path))
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGNALS)  # what came before is heard now
+        _loop(sensor, channel, hangup, notices, Path(spec.path))
     except _Stopped:
         sensor.supervisor.stopping()
         _log.info("stopping")
@@ -357,14 +405,30 @@ def main(descriptor: int) -> int:
     return EXIT_HOST
 
 
-def _loop(sensor: Sensor, channel: Channel[ToSensor, ToAggregator], hangup: SighupPipe, path: Path) -> None:
+def _loop(
+    sensor: Sensor,
+    channel: Channel[ToSensor, ToAggregator],
+    hangup: SighupPipe,
+    notices: Notices,
+    path: Path,
+) -> None:
     following = time.monotonic()
     while True:
+        begun = time.monotonic()
         sensor.step()
+        # A look on a notice leaves others their time: it takes a fifth of ours at most.
+        rested = time.monotonic() + max(_LEAST_REST, 4 * (time.monotonic() - begun))
         following = max(following + sensor.config.interval, time.monotonic())
         while (left := following - time.monotonic()) > 0:
-            select.select([channel.fileno(), hangup.fileno()], [], [], min(left, BEAT))
+            waiting = [channel.fileno(), hangup.fileno()]
+            if rested <= time.monotonic():
+                waiting += notices.filenos()
+            else:
+                left = min(left, rested - time.monotonic())
+            select.select(waiting, [], [], max(min(left, BEAT), 0.0))
             sensor.hear(0.0)
+            if rested <= time.monotonic() and notices.taken():
+                following = time.monotonic()
             sensor.supervisor.beat(time.monotonic())
             if channel.stalled() > _HALF_PATIENCE:
                 raise Stalled("the aggregator has left half a message lying")
@@ -390,4 +454,4 @@ def _end_aggregator(process: int, channel: Channel[ToSensor, ToAggregator]) -> i
 
 
 if __name__ == "__main__":
-    sys.exit(main(int(sys.argv[1])))
+    logs.leave(main(int(sys.argv[1])))

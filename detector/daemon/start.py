@@ -6,6 +6,7 @@ Nothing of this process's memory stays: the sensor is a new program under the sa
 
 from __future__ import annotations
 
+import contextlib
 import os
 import pwd
 import signal
@@ -13,8 +14,10 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
+from types import FrameType
 from typing import NoReturn
 
 from detector import logs
@@ -35,6 +38,7 @@ _log = get_logger()
 
 _CONNTRACK = Path("/proc/sys/net/netfilter/nf_conntrack_max")
 _FALLBACK_USER = "nobody"
+SIGNALS = (signal.SIGTERM, signal.SIGINT)
 _NONE = -1  # no descriptor
 _PATIENCE = 1.0  # seconds between two looks at what is waited for
 
@@ -63,6 +67,26 @@ def run(config: Config, path: Path) -> NoReturn:
     """
     logs.configure("start", config.log_format, config.log_level)
     signal.signal(signal.SIGHUP, signal.SIG_IGN)  # until the sensor listens to it; the others never do
+    for number in SIGNALS:
+        signal.signal(number, _stop)
+    try:
+        _run(config, path)
+    except _Stopped:
+        _log.info("stopping")
+        raise SystemExit(0) from None
+
+
+class _Stopped(BaseException):
+    """A signal asked us to end before we had started."""
+
+
+def _stop(_number: int, _frame: FrameType | None) -> None:
+    for number in SIGNALS:
+        signal.signal(number, signal.SIG_IGN)
+    raise _Stopped
+
+
+def _run(config: Config, path: Path) -> NoReturn:
     if os.geteuid() != 0:
         raise HostError("the service is to be started by root", "it gives that up as soon as it has started")
     user = _user(config.user)
@@ -91,8 +115,26 @@ def run(config: Config, path: Path) -> NoReturn:
     ours, theirs = socket.socketpair()
     maps = _chosen(loaded, _AGGREGATOR_MAPS)
     spec = replace(waiting, maps=maps, channel=theirs.fileno(), hook=loaded.hook)
-    aggregator = _start(spec, "detector.daemon.aggregator").pid
-    for end in (theirs, listener, inspector):
+    aggregator = _start(spec, "detector.daemon.aggregator")
+    try:
+        _hand_over(config, path, loaded, ours, aggregator.pid, marks, (theirs, listener, inspector))
+    except BaseException:
+        aggregator.kill()
+        aggregator.wait()
+        raise
+
+
+def _hand_over(
+    config: Config,
+    path: Path,
+    loaded: Loaded,
+    ours: socket.socket,
+    aggregator: int,
+    marks: Mapping[str, Mark],
+    theirs: Iterable[socket.socket | None],
+) -> NoReturn:
+    """Close what is the aggregator's and become the sensor."""
+    for end in theirs:
         if end:
             end.close()
     maps = _chosen(loaded, _SENSOR_MAPS)
@@ -128,7 +170,13 @@ def _user(name: str) -> str:
         try:
             entry = pwd.getpwnam(candidate)
         except KeyError:
-            _log.warning("no such user", user=candidate, instead=_FALLBACK_USER)
+            _log.warning(
+                "no such user",
+                user=candidate,
+                instead=_FALLBACK_USER,
+                risk=f"whatever else runs as {_FALLBACK_USER} can stop the aggregator",
+                fix=f"useradd --system --no-create-home {candidate}",
+            )
             continue
         if not entry.pw_uid:
             raise UsageError(f"user: {candidate} has root's rights", "name one that has none")
@@ -175,7 +223,11 @@ def _start(spec: AggregatorSpec, module: str) -> subprocess.Popen[bytes]:
     passed = [told, spec.listener, *spec.maps.values()]
     passed += [one for one in (spec.channel, spec.inspect) if one is not None and one != _NONE]
     command = module_command(module, str(told))
-    child = subprocess.Popen(command, pass_fds=passed, stdin=subprocess.DEVNULL, env=os.environ | FRUGAL)
+    blocked = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)  # until the child listens to them
+    try:
+        child = subprocess.Popen(command, pass_fds=passed, stdin=subprocess.DEVNULL, env=os.environ | FRUGAL)
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
     os.close(told)
     return child
 
@@ -186,7 +238,9 @@ def _become_sensor(loaded: Loaded, spec: SensorSpec) -> NoReturn:
         os.set_inheritable(descriptor, False)
     for descriptor in (told, spec.channel, *spec.maps.values()):
         os.set_inheritable(descriptor, True)
-    sys.stderr.flush()
+    with contextlib.suppress(OSError):  # a full disk behind it is no reason not to start
+        sys.stderr.flush()
+    signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)  # until the sensor listens to them
     command = module_command("detector.daemon.sensor", str(told))
     os.execve(command[0], command, os.environ | FRUGAL)  # noqa: S606
 

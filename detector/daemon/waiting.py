@@ -6,6 +6,7 @@ It runs as the aggregator's user, knows nothing and nobody, and ends when the ag
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import socket
@@ -14,8 +15,10 @@ import time
 from types import FrameType
 
 from detector import logs
+from detector.base.errors import UsageError
 from detector.daemon import codec, privileges
 from detector.daemon.aggregator import hosts_of, web_access
+from detector.daemon.confinement import confine_aggregator
 from detector.daemon.messages import AggregatorSpec
 from detector.publish.exporter import Exposition
 from detector.publish.http import server as web
@@ -52,10 +55,14 @@ def serve(spec: AggregatorSpec) -> None:
     privileges.drop_privileges(spec.user)
     privileges.disable_core_dumps()
     privileges.die_with_parent()
+    answers = handlers(lambda: now, lambda: about)
+    for answer in answers.values():
+        with contextlib.suppress(UsageError):  # one that wants arguments
+            answer({})
+    confine_aggregator()
     web.serve(listener, pages, access, hosts_of(spec.config))
     if spec.inspect is not None:
         who = Access(spec.access.owner, spec.access.group, spec.access.mode)
-        answers = handlers(lambda: now, lambda: about)
         inspect.serve(socket.socket(fileno=spec.inspect), answers, who)
 
 
@@ -67,6 +74,7 @@ def main(descriptor: int) -> int:
     """Serve until a signal comes."""
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, _stop)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, (signal.SIGTERM, signal.SIGINT))
     with os.fdopen(descriptor, "rb") as file:
         spec = codec.decode(AggregatorSpec, file.read())
     logs.configure("waiting", spec.config.log_format, spec.config.log_level)

@@ -3,11 +3,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from detector.base.family import Address
 from detector.config.model import Tables
 from detector.kernel import bpf, tables
+from detector.kernel.last_votes import LastVotes
 from detector.kernel.peer_table import PeerTable
 
 
@@ -21,6 +22,7 @@ class KernelTables:
 
     def __init__(self, maps: Mapping[str, int], sizes: Tables) -> None:
         self._maps = maps
+        self._votes = LastVotes(maps["evidences"], sizes.peers)
         self._watched = tables.Watched(maps)
         self._peers = PeerTable(maps, sizes, self._watched)
 
@@ -47,6 +49,10 @@ class KernelTables:
     def set_pools(self, ranges: Sequence[tuple[Address, Address]]) -> int:
         """Name the exit ranges for the destination predictor; returns how many did not fit."""
         return tables.set_pools(self._maps, ranges)
+
+    def last_votes(self, upto: int) -> Iterable[tuple[int, bytes]]:
+        """The exits, as 16 bytes, of the last votes of those slots below a number that have voted since."""
+        return self._votes.since(upto)
 
     def run_time(self) -> bpf.RunTime:
         """How often the kernel program ran, and how long in all."""

@@ -82,6 +82,17 @@ def delete(fd: int, key: bytes) -> None:
             raise
 
 
+def is_allowed(table: int) -> bool:
+    """Whether this process may read a table: before 5.19 that can take CAP_BPF."""
+    try:
+        lookup(table, bytes(24), 4)
+    except PermissionError:
+        return False
+    except OSError as error:
+        return error.errno == errno.ENOENT
+    return True
+
+
 @dataclass(frozen=True, slots=True)
 class RunTime:
     """What the kernel says of a program's runs, zeros while kernel.bpf_stats_enabled is 0."""
@@ -91,9 +102,12 @@ class RunTime:
 
 
 def run_time(program: int) -> RunTime:
-    """How often a program ran, and how long in all."""
+    """How often a program ran, and how long in all; zeros where we may not ask."""
     info = ctypes.create_string_buffer(256)
-    _bpf(_OBJ_GET_INFO_BY_FD, struct.pack("<IIQ", program, len(info), ctypes.addressof(info)))
+    try:
+        _bpf(_OBJ_GET_INFO_BY_FD, struct.pack("<IIQ", program, len(info), ctypes.addressof(info)))
+    except PermissionError:
+        return RunTime()
     nanoseconds, runs = struct.unpack_from("<QQ", info, 192)
     return RunTime(runs, nanoseconds)
 

@@ -43,6 +43,11 @@ class Control:
         """Which half of the exits is used."""
         return (self._words[_HALVES] & _EXITS) // _EXITS
 
+    @property
+    def before_sessions(self) -> int:
+        """A time, as the program tells it, whose session is over."""
+        return self._words[_NOW] - self._words[_GAP] - 1 & 0xFFFFFFFF
+
     def set(self, now: float, session_gap: float, pane: int) -> None:
         """The time, the gap that ends a session (both in seconds) and the current pane."""
         self._words[_NOW] = _milliseconds(now)

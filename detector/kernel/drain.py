@@ -249,6 +249,15 @@ def clear_slots(maps: Mapping[str, int], numbers: Iterable[int]) -> None:
             memory[: EVIDENCE.itemsize] = bytes(EVIDENCE.itemsize)
 
 
+def end_sessions(maps: Mapping[str, int], numbers: Iterable[int], control: Control) -> None:
+    """Have the next flow of these slots begin a session, whenever it comes."""
+    for number in numbers:
+        with mapped.opened(maps["slots"], number * SLOT.itemsize, SLOT.itemsize) as memory:
+            slot = np.frombuffer(memory, SLOT, 1)
+            slot["last_flow"] = np.uint32(control.before_sessions)
+            del slot
+
+
 def read_outcomes(maps: Mapping[str, int]) -> dict[tuple[Family, Outcome], int]:
     """How many flows had each outcome since the start, over all processors."""
     processors = tables.possible_processors()

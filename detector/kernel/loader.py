@@ -13,6 +13,7 @@ import errno
 import json
 import os
 import re
+import signal
 import socket
 import struct
 import subprocess
@@ -38,6 +39,7 @@ MAPS = (
     "peers", "networks4", "networks6", "watched", "pools",
 )  # fmt: skip
 
+_PR_SET_PDEATHSIG = 1
 _CONFIRM = "__nf_conntrack_confirm"
 _FUNCTIONS = {"netfilter": b"on_packet", "kprobe": b"on_confirm"}
 _INSTRUCTION = struct.Struct("<BBhi")  # operation, registers, offset, number
@@ -45,7 +47,7 @@ _CALL, _HELPER, _KERNEL_FUNCTION = 0x85, 0, 2 << 4  # what the source register s
 _MAX_MESSAGE = 65536
 _MAX_DESCRIPTORS = 32
 _MAX_ERRORS = 3
-_TIMEOUT = 120.0  # seconds; an emulated machine takes ten
+_TIMEOUT = 300.0  # seconds; an emulated machine takes ten, and far longer when it is busy
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,13 +86,22 @@ def load(hook: str, sizes: Tables, session_gap: float) -> Loaded:
     command = module_command("detector.kernel.loader", str(theirs.fileno()), request)
     with ours:
         with theirs:
-            child = subprocess.Popen(command, pass_fds=[theirs.fileno()], stdin=subprocess.DEVNULL)
+            # It hears of no signal: who started it ends it.
+            blocked = signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGINT, signal.SIGTERM))
+            try:
+                child = subprocess.Popen(command, pass_fds=[theirs.fileno()], stdin=subprocess.DEVNULL)
+            finally:
+                signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
         ours.settimeout(_TIMEOUT)
         try:
             message, descriptors, _, _ = socket.recv_fds(ours, _MAX_MESSAGE, _MAX_DESCRIPTORS)
         except TimeoutError:
             child.kill()
             message, descriptors = b"", []
+        except BaseException:
+            child.kill()
+            child.wait()
+            raise
         status = child.wait()
     if not message:
         raise HostError(f"the loader ended before it was done ({_ending(status)})", "see the lines above")
@@ -177,16 +188,20 @@ def _first_that_attaches(
     """
     refused: dict[str, str] = {}
     for hook in hooks:
-        with _c_messages() as messages:
-            try:
-                program = compiled(hook, macros, kernel)
-                return hook, refused, program, _ATTACH[hook](program)
-            except HostError:
-                raise
-            except OSError as error:
-                refused[hook] = _reason(hook, error)
-            except Exception:  # BCC raises bare ones; what happened is what it printed
-                refused[hook] = _last_line(messages()) or "the kernel refuses the program"
+        for variant in _VARIANTS[hook]:
+            with _c_messages() as messages:
+                try:
+                    program = compiled(hook, {**macros, **variant}, kernel)
+                    attached = _ATTACH[hook](program)
+                except HostError:
+                    raise
+                except OSError as error:
+                    refused[hook] = _reason(hook, error)
+                except Exception:  # BCC raises bare ones; what happened is what it printed
+                    refused[hook] = _last_line(messages()) or "the kernel refuses the program"
+                else:
+                    refused.pop(hook, None)
+                    return hook, refused, program, attached
     what = "; ".join(f"{hook}: {reason}" for hook, reason in refused.items())
     raise HostError(f"no hook can be attached ({what})", "see what is missing with: exitprint doctor")
 
@@ -208,6 +223,10 @@ _ATTACH: dict[str, Callable[[Any], dict[str, int]]] = {
     "netfilter": _attach_netfilter,
     "kprobe": _attach_kprobe,
 }
+
+
+# What is compiled for a hook, until the kernel takes it: before 5.12 BPF has no compare-and-swap.
+_VARIANTS: dict[str, tuple[dict[str, int], ...]] = {"netfilter": ({},), "kprobe": ({}, {"EP_NO_SWAP": 1})}
 
 
 def _reason(hook: str, error: OSError) -> str:
@@ -250,9 +269,21 @@ def _c_messages() -> Iterator[Callable[[], str]]:
             os.close(before)
 
 
+def _die_with_parent(channel: socket.socket) -> None:
+    """Compile for nobody: end at once when the process that started us has ended, also before this call."""
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+    channel.setblocking(False)
+    try:
+        if not channel.recv(1):
+            os._exit(0)
+    except BlockingIOError:
+        channel.setblocking(True)
+
+
 def main(descriptor: int, request: str) -> None:
     """The child: answer on the socket whose descriptor is given."""
     channel = socket.socket(fileno=descriptor)
+    _die_with_parent(channel)
     try:
         _program, answer = _build(json.loads(request))
         descriptors = answer.pop("descriptors")

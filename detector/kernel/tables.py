@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 import struct
 from collections.abc import Mapping, Sequence
+from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
@@ -125,6 +126,7 @@ def macros(sizes: Tables) -> dict[str, int]:
     }
 
 
+@cache
 def possible_processors() -> int:
     """How many processors there can be (possible ones, not those online)."""
     text = Path("/sys/devices/system/cpu/possible").read_text()

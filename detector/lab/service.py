@@ -26,7 +26,8 @@ from detector.publish.inspect import socket as inspect
 INTERVAL = 1  # seconds
 _START_PATIENCE = 120.0  # an emulated machine compiles for ten seconds
 _STOP_PATIENCE = 5.0
-_SETTLED_CYCLES = 2
+_SETTLED_CYCLES = 3
+_TRIED_CYCLES = 2  # the sensor tries its predictors on what it has seen, and what came of it is judged then
 _POLL, _LONGEST_POLL = 0.05, 1.0
 _LAST_ERRORS = 3
 _HOST = "127.0.0.1"
@@ -99,7 +100,8 @@ class LabService:
             counted = sum(family["flows"] for family in now["families"].values())
             if counted > known:
                 last_growth, known = now["cycles"], counted
-            if known >= flows or now["cycles"] >= last_growth + _SETTLED_CYCLES:
+            settled = _TRIED_CYCLES if known >= flows else _SETTLED_CYCLES
+            if now["cycles"] >= last_growth + settled:
                 break
         return now
 

@@ -67,6 +67,9 @@ _EFFECTLESS = frozenset(
 )  # fmt: skip
 """Targets that let the packet go on, and leave its source address alone."""
 
+MAX_LINE = 1 << 16
+"""Characters of one rule."""
+
 _MARKERS = frozenset({"MARK", "HMARK", "CONNMARK"})
 _PRIORITY = {"nat": 100, "mangle": -150}
 
@@ -161,9 +164,9 @@ def _stray(block: Block) -> Iterator[NotUnderstood]:
 
 def _entry(where: Where, line: str, block: Block) -> Entry:
     families = frozenset({Family.IPV6 if where.family == "ip6" else Family.IPV4})
-    text = f"-A {where.chain} {line}".strip()
+    text = f"-A {where.chain} {line[:MAX_LINE]}".strip()
     try:
-        words = shlex.split(line)
+        words = _words(line)
         options = list(_options(words))
         at = next((at for at, one in enumerate(options) if one.name in {"-j", "-g"}), len(options))
         matches = tuple(conditions(options[:at], where.family))
@@ -175,6 +178,13 @@ def _entry(where: Where, line: str, block: Block) -> Entry:
     comments = [" ".join(one.values) for one in options[:at] if one.name == "--comment"]
     branches = (Branch(action),) if action is not None else ()
     return Entry(where, text, families, matches, branches, lead, " ".join(comments))
+
+
+def _words(line: str) -> list[str]:
+    """The words of a rule, quotes taken off."""
+    if len(line) > MAX_LINE:
+        raise Unreadable("it is too long for a rule")
+    return shlex.split(line) if '"' in line or "'" in line or "\\" in line else line.split()
 
 
 def _written(options: Iterable[Option]) -> Iterator[str]:

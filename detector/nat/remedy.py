@@ -49,6 +49,10 @@ from detector.nat.splits import Cell, Split
 Told = Mapping[int, Sequence[tuple[Cell, Split]]]
 
 
+MAX_REST = 32
+"""Rules for whoever comes that are looked at when a rule could simply go."""
+
+
 @dataclass(slots=True)
 class _Group:
     """Rules to one exit each that stand in one place, and are mended together."""
@@ -69,6 +73,7 @@ def remedies(
         exclusive: the indexes of those that give somebody an exit of its own.
     """
     wanted = set(leaking)
+    rest = [rule for rule in rules.rules if _is_rest(rule)][:MAX_REST]
     made: dict[int, Remedy] = {}
     alone = set(exclusive)
     for group in _groups(rules, told, wanted):
@@ -77,7 +82,7 @@ def remedies(
     for at in leaking:
         if at not in made:
             remedy = _for_rule(rules, rules.rules[at]) or (
-                _without(rules, rules.rules[at]) if at in alone else None
+                _without(rest, rules.rules[at]) if at in alone else None
             )
             if remedy is not None:
                 made[at] = remedy
@@ -367,15 +372,20 @@ def _quoted(name: str, value: str) -> str:
     return f'"{value}"' if name in {"iif", "oif", "iifname", "oifname"} else value
 
 
-def _without(rules: RuleSet, rule: NatRule) -> Remedy | None:
+def _is_rest(rule: NatRule) -> bool:
+    """Whether it takes whoever comes, in a base chain."""
+    return rule.depth == 0 and not any(match.about_source or match.chooser for match in rule.matches)
+
+
+def _without(rest: Sequence[NatRule], rule: NatRule) -> Remedy | None:
     """Taking the rule away, where a later rule serves its peer like the others."""
-    later = [one for one in rules.rules[rule.number + 1 :] if one.base == rule.base and one.depth == 0]
     own = {(one.subject, one.values) for one in rule.matches if not one.about_source}
     serves = any(
-        one.families & rule.families
-        and not any(match.about_source or match.chooser for match in one.matches)
+        one.number > rule.number
+        and one.base == rule.base
+        and one.families & rule.families
         and {(match.subject, match.values) for match in one.matches} <= own
-        for one in later
+        for one in rest
     )
     if not serves:
         return None

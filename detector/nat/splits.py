@@ -21,6 +21,7 @@ from detector.nat.model import (
     About,
     FieldMap,
     Masquerade,
+    Match,
     NatRule,
     Netmap,
     NotUnderstood,
@@ -46,6 +47,9 @@ Exits = tuple[tuple[AddressRange, ...], str]
 
 MAX_PLACES = 400
 """Places that are compared two by two; beyond, each is compared with itself and with the widest."""
+
+MAX_WIDE = 64
+"""The widest places, with which each of many is compared."""
 
 MAX_COMPARED = 200
 """Cells of places that meet, up to which they are compared two by two; beyond, by their exits and senders."""
@@ -135,6 +139,9 @@ def splits(rules: RuleSet) -> dict[int, list[tuple[Cell, Split]]]:
 def doubts(rules: RuleSet) -> list[NotUnderstood]:
     """The rules under a condition that is decided elsewhere, where that may split peers."""
     found: dict[NotUnderstood, None] = {}
+    matches = (match for rule in rules.rules for match in rule.matches)
+    if not any(one.about is About.HIDDEN for match in matches for one in _all_of(match)):
+        return []
     for at, told in splits(rules).items():
         rule = rules.rules[at]
         hashed = isinstance(rule.mapping, RangeHash | Netmap)  # they leak whatever the condition is
@@ -142,6 +149,13 @@ def doubts(rules: RuleSet) -> list[NotUnderstood]:
             if split.others and any(one.about is About.HIDDEN for one in cell.selection.sender):
                 found.setdefault(NotUnderstood(rule.where, rule.text, split.reason))
     return list(found)
+
+
+def _all_of(match: Match) -> Iterator[Match]:
+    """A condition, and those that its concatenations stand for."""
+    yield match
+    for way in match.options:
+        yield from way
 
 
 def exclusive_families(rules: RuleSet) -> frozenset[Family]:
@@ -397,7 +411,8 @@ class _Places:
             seen.add(cell, self._ranks[cell.rule])
             if cell.only is not None and not cell.own_network and owners.alone(cell)[0]:
                 seen.owners.add(cell.only)
-        near = {key: self._near(key, own) for key in own}
+        wide = list(own) if len(own) <= MAX_PLACES else sorted(own, key=lambda key: len(key[2]))[:MAX_WIDE]
+        near = {key: self._near(key, wide) for key in own}
         self._few = {key: self._exact(others) for key, others in near.items()}
         self._all = {key: self._met([own[one] for one in others]) for key, others in near.items()}
         self._pure = {key: self._counted(seen) for key, seen in self._all.items()}
@@ -408,12 +423,10 @@ class _Places:
         return cell.family, cell.own_network, cell.selection.place
 
     @staticmethod
-    def _near(key: _Key, own: Iterable[_Key]) -> list[_Key]:
-        """The places that a packet in this one could be in as well."""
-        places = list(own)
-        few = len(places) <= MAX_PLACES
-        same = (one for one in places if one[:2] == key[:2] and (few or one == key or len(one[2]) <= 1))
-        return [one for one in same if places_meet(key[2], one[2])]
+    def _near(key: _Key, others: Iterable[_Key]) -> list[_Key]:
+        """The places that a packet in this one could be in as well, this one among them."""
+        same = (one for one in others if one[:2] == key[:2] and one != key)
+        return [key, *(one for one in same if places_meet(key[2], one[2]))]
 
     def _exact(self, near: Iterable[_Key]) -> list[Cell] | None:
         """All cells of these places, where they are few enough to be compared one by one."""

@@ -5,10 +5,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
 from enum import StrEnum
 
 from detector.base.family import Family
+from detector.base.moments import written
 from detector.base.verdicts import Reason
 
 MAX_EVENTS = 100
@@ -52,7 +52,7 @@ class Event:
     def as_dict(self) -> dict[str, object]:
         """For JSON."""
         return {
-            "time": datetime.fromtimestamp(self.at, UTC).isoformat(timespec="seconds"),
+            "time": written(self.at),
             "kind": self.kind.value,
             "family": None if self.family is None else self.family.value,
             "from": self.before,

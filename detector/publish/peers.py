@@ -240,6 +240,10 @@ def _predictors(view: PeerView, peer: int) -> dict[str, Any]:
         name: {"names_its_exit": bool(exit_ >= 0 and (np.atleast_1d(table[peer]) == exit_).any())}
         for name, table in one.predicted.items()
     }
+    for trial in one.predictor_trials or ():
+        if trial.flagged is not None:
+            named = bool(trial.flagged[peer]) or said.get(trial.predictor, {}).get("names_its_exit", False)
+            said[trial.predictor] = {"names_its_exit": named}
     tried = int(one.destination_predictor.tried[peer])
     if tried:
         hits, expected = int(one.destination_predictor.true[peer]), one.destination_predictor.expected

@@ -8,13 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
 
 from detector import __version__
 from detector.analysis.changes import Change
 from detector.analysis.report import AnonymityReport, FamilyReport, Report
 from detector.base.answers import SCHEMA_VERSION
 from detector.base.family import Family
+from detector.base.moments import written
 from detector.base.verdicts import LEAKS, VERDICTS, Reason
 from detector.config.model import Config
 from detector.config.reload import Reload
@@ -160,7 +160,7 @@ def _families(now: Snapshot) -> dict[str, dict[str, object]]:
 
 
 def _time(seconds: float) -> str | None:
-    return datetime.fromtimestamp(seconds, UTC).isoformat(timespec="seconds") if seconds else None
+    return written(seconds) if seconds else None
 
 
 def _total(now: Snapshot, outcome: Outcome) -> int:

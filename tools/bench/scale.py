@@ -136,25 +136,15 @@ def _timed(aggregator: Aggregator) -> Results:
 
 
 def _rules(peers: int) -> Rules:
-    """What the sensor says at the start: a pool, and every peer with its predicted exits."""
+    """What the sensor says at the start: a pool, and every peer."""
     exits = [str(_FIRST_EXIT + number) for number in range(_EXITS)]
-    spread = np.random.default_rng(3).integers(0, _EXITS, (peers, len(_PREDICTORS)))
     return Rules(
         epoch=1,
         ambiguous=0,
         exclusive=(),
         lasting=(),
         pools=(ExitRanges(Family.IPV4, "the bench", ((exits[0], exits[-1]),)),),
-        added=tuple(
-            Member(
-                slot,
-                Family.IPV4,
-                False,
-                f"peer{slot:07}",
-                {name: (exits[number],) for name, number in zip(_PREDICTORS, spread[slot], strict=True)},
-            )
-            for slot in range(peers)
-        ),
+        added=tuple(Member(slot, Family.IPV4, False, f"peer{slot:07}") for slot in range(peers)),
     )
 
 

@@ -80,11 +80,10 @@ def _supplementary(client: socket.socket) -> tuple[int, ...]:
 
 
 def restrict_socket(path: Path, access: Access) -> None:
-    """Give a socket that is its owner's alone to whom the configuration says.
+    """Give a socket, made with its mode, to whom the configuration says.
 
     Raises:
         OSError: the process may not.
     """
-    path.chmod(access.mode)
     if access.owner or access.group is not None:
         os.chown(path, access.owner, -1 if access.group is None else access.group, follow_symlinks=False)

@@ -4,12 +4,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from datetime import UTC, datetime
 from typing import Any
 
 from detector.base.answers import SCHEMA_VERSION
 from detector.base.errors import UsageError
 from detector.base.family import Family
+from detector.base.moments import written
 from detector.base.verdicts import VERDICTS, Verdict
 from detector.publish.events import MAX_EVENTS
 from detector.publish.inspect.socket import Answer, Arguments
@@ -107,7 +107,7 @@ def _history(now: Snapshot, about: About) -> dict[str, Any]:
 
 
 def _head(now: Snapshot, about: About) -> dict[str, Any]:
-    made = datetime.fromtimestamp(now.made, UTC).isoformat(timespec="seconds") if now.made else None
+    made = written(now.made) if now.made else None
     return {
         "schema_version": SCHEMA_VERSION,
         "relay": about.config.relay,

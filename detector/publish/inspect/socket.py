@@ -52,8 +52,9 @@ def listen(path: Path, access: Access | None = None) -> socket.socket:
         path.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
         _require_guarded(path.parent)
         _clear(path)
-        _bind(listener, path)
-        restrict_socket(path, access or Access())
+        who = access or Access()
+        _bind(listener, path, who.mode)
+        restrict_socket(path, who)
         listener.listen(_BACKLOG)
     except OSError as error:
         listener.close()
@@ -66,9 +67,21 @@ def listen(path: Path, access: Access | None = None) -> socket.socket:
 
 
 def _require_guarded(folder: Path) -> None:
-    mode = folder.stat().st_mode
-    if mode & stat.S_IWOTH and not mode & stat.S_ISVTX:
-        raise HostError(f"inspect_socket: anybody may write in {folder}", f"chmod o-w {folder}")
+    """Nobody else may put another socket in the place of ours: not there, and not in a folder above.
+
+    Raises:
+        HostError: somebody may.
+    """
+    for one in (folder.resolve(), *folder.resolve().parents):
+        found = one.stat()
+        if found.st_uid not in (0, os.geteuid()):
+            raise HostError(f"inspect_socket: {one} belongs to another user", f"chown root {one}")
+        if found.st_mode & stat.S_ISVTX:
+            continue
+        if found.st_mode & stat.S_IWOTH:
+            raise HostError(f"inspect_socket: anybody may write in {one}", f"chmod o-w {one}")
+        if found.st_mode & stat.S_IWGRP and found.st_gid:
+            raise HostError(f"inspect_socket: a group may write in {one}", f"chmod g-w {one}")
 
 
 def _clear(path: Path) -> None:
@@ -87,8 +100,9 @@ def _clear(path: Path) -> None:
     path.unlink()
 
 
-def _bind(listener: socket.socket, path: Path) -> None:
-    before = os.umask(0o177)
+def _bind(listener: socket.socket, path: Path, mode: int) -> None:
+    """Make the socket with its mode: one that is given it later can be another one by then."""
+    before = os.umask(0o777 & ~mode)
     try:
         listener.bind(str(path))
     finally:

@@ -120,16 +120,16 @@ def _exits(family: Family, load: Load, floor: int) -> Markup:
         + (": their columns have the other colour." if load.crowded_less else "")
     )
     picture = load_picture(f"{family}-exits", title, load, floor)
-    return _figure(title, picture, caption.strip(), _table(load), wide=True)
+    return _figure(title, picture, caption.strip(), _table(load, floor), wide=True)
 
 
-def _table(load: Load) -> Markup:
+def _table(load: Load, floor: int) -> Markup:
     heads = ("Exit", "Flows", "Share", "Peers")
     grouped = load.columns[0].exits > 1
     if grouped:
         heads = ("Exits", "Flows of all", "Share", "Fewest peers on one")
     head = element("thead", element("tr", *(element("th", text, scope="col") for text in heads)))
-    body = element("tbody", *(_row(column, load.flows) for column in load.columns))
+    body = element("tbody", *(_row(column, load.flows, floor) for column in load.columns))
     return element(
         "details",
         element("summary", "The same as numbers"),
@@ -144,8 +144,16 @@ def _table(load: Load) -> Markup:
     )
 
 
-def _row(column: Column, total: int) -> Markup:
-    numbers = (f"{column.flows:,}", percent(column.flows / total), f"{column.peers:,}")
+def _row(column: Column, total: int, floor: int) -> Markup:
+    numbers = (
+        f"about {column.flows:,}",
+        percent(min(column.flows / max(total, 1), 1.0)),
+        f"{column.peers:,}",
+    )
+    if column.withheld:
+        numbers = ("–", "–", f"fewer than {floor:,}")
+    elif not column.flows:
+        numbers = ("0", percent(0.0), "0")
     return element(
         "tr",
         element("th", column_name(column), scope="row"),

@@ -3,8 +3,7 @@
 
 from __future__ import annotations
 
-from datetime import UTC, datetime
-
+from detector.base.moments import moment_of
 from detector.base.verdicts import REASON_WORDS, VERDICT_WORDS, Verdict, plain
 from detector.publish.events import Event, Kind
 from detector.publish.page.html import Markup, element, join
@@ -40,7 +39,7 @@ def history_section(events: tuple[Event, ...], clock: float) -> Markup:
 
 
 def _entry(event: Event, clock: float) -> list[Markup | None]:
-    when = datetime.fromtimestamp(event.at, UTC)
+    when = moment_of(event.at)
     stamp = element("time", f"{when:%Y-%m-%d %H:%M:%S} UTC", datetime=when.isoformat(timespec="seconds"))
     about = event.family.label if event.family else "Relay"
     return [

@@ -3,8 +3,7 @@
 
 from __future__ import annotations
 
-from datetime import UTC, datetime
-
+from detector.base.moments import moment_of
 from detector.publish.page.html import Markup, element, join
 
 _UNITS = ((86_400, "d"), (3600, "h"), (60, "min"), (1, "s"))
@@ -27,6 +26,6 @@ def moment(at: float, clock: float) -> Markup:
         at: seconds since 1970.
         clock: now.
     """
-    when = datetime.fromtimestamp(at, UTC)
+    when = moment_of(at)
     text = element("time", f"{when:%Y-%m-%d %H:%M:%S} UTC", datetime=when.isoformat(timespec="seconds"))
     return join(text, f" ({ago(clock - at)} ago)")

@@ -13,6 +13,7 @@ _ROW = 70
 _PLOT = 150
 _TOP = 22
 _IDLE = 2  # pixels of a column that stands for nothing
+_WITHHELD = 12  # of a column of which nothing is told
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,7 +77,8 @@ def load_picture(name: str, title: str, load: Load, floor: int) -> Markup:
     highest = max(means, default=0.0) or 1.0
     even = load.flows / load.listed
     spoken = (
-        f"{load.in_use:,} exits carried {load.flows:,} flows; the busiest carried {percent(load.busiest)}, "
+        f"{load.in_use:,} exits carried about {load.flows:,} flows; "
+        f"the busiest carried {percent(load.busiest)}, "
         f"an even share would be {percent(1 / load.listed)}. {load.crowded_less:,} exits have fewer than "
         f"{floor:,} peers."
     )
@@ -88,7 +90,7 @@ def load_picture(name: str, title: str, load: Load, floor: int) -> Markup:
         title,
         spoken,
         bottom + 40,
-        element("text", f"highest: {_counted(highest)} flows", x=0, y=12, class_="axis"),
+        element("text", f"highest: about {_counted(highest)} flows", x=0, y=12, class_="axis"),
         *(_column(column, index, len(means), highest, floor) for index, column in enumerate(load.columns)),
         element("line", class_="base", x1=0, x2="100%", y1=bottom, y2=bottom),
         element("line", class_="even", x1=0, x2="100%", y1=line, y2=line),
@@ -99,12 +101,14 @@ def load_picture(name: str, title: str, load: Load, floor: int) -> Markup:
 
 def _column(column: Column, index: int, count: int, highest: float, floor: int) -> Markup:
     mean = column.flows / column.exits
-    height = max(_PLOT * mean / highest, _IDLE)
+    height = max(_PLOT * mean / highest, _WITHHELD if column.withheld else _IDLE)
     step = 100 / count
-    kind = "idle" if not column.flows else "few" if column.peers < floor else "exit"
+    kind = "few" if column.withheld or 0 < column.peers < floor else "exit" if column.flows else "idle"
+    counts = f"about {_counted(mean)} flows, {column.peers:,} peers"
+    told = f"fewer than {floor:,} peers, so not told" if column.withheld else counts
     return element(
         "rect",
-        element("title", f"{column_name(column)}: {_counted(mean)} flows, {column.peers:,} peers"),
+        element("title", f"{column_name(column)}: {told}"),
         class_=kind,
         x=f"{index * step + 0.09 * step:.5g}%",
         y=_TOP + _PLOT - height,

@@ -43,7 +43,7 @@ def command(process: int) -> str:
     """A process's command line, empty when it has ended."""
     try:
         return Path(f"/proc/{process}/cmdline").read_bytes().replace(b"\0", b" ").decode()
-    except FileNotFoundError:
+    except (FileNotFoundError, ProcessLookupError):
         return ""
 
 
@@ -63,7 +63,7 @@ def gone(process: int) -> bool:
     """Whether a process has ended, collected or not."""
     try:
         return state(process)["State"].startswith("Z")
-    except FileNotFoundError:
+    except (FileNotFoundError, ProcessLookupError):  # before the file is opened, or while it is read
         return True
 
 

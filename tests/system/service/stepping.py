@@ -86,7 +86,8 @@ def stepped(lab: Lab, **keys: Any) -> Iterator[Stepped]:
     one, other = socket.socketpair()
     with one, other:
         slots, maps = config.tables.peers, loaded.descriptors
-        sensor = Sensor(config, Edges(KernelTables(maps, config.tables)), sensor_end(one, slots))
+        tables = KernelTables(maps, config.tables)
+        sensor = Sensor(config, Edges(tables, tables.last_votes), sensor_end(one, slots))
         counts = KernelCounts(maps, config.tables)
         aggregator = Aggregator(config, loaded.hook, counts, aggregator_end(other, slots))
         try:

@@ -6,11 +6,16 @@ from __future__ import annotations
 import ctypes
 import os
 import signal
+import subprocess
+import sys
 import time
+import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 import pytest
+import yaml
 
 from detector.lab.relay import Lab
 from detector.lab.service import LabService, launched, start_service
@@ -18,10 +23,12 @@ from tests.system.service.running import (
     aggregator_of,
     children,
     command,
+    events,
     exists,
     gone,
     lines,
     objects_of,
+    page,
     until,
 )
 
@@ -126,13 +133,79 @@ def test_without_its_loader_the_service_does_not_start(lab: Lab) -> None:
         assert "the loader ended before it was done (signal 9)" in service.log.read_text()
 
 
-def test_told_to_end_while_it_starts(lab: Lab) -> None:
-    """A signal during the start ends everything too, the loader included."""
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("phase", ["detector.kernel.loader", "detector.daemon.aggregator", "nat rules read"])
+def test_told_to_end_while_it_starts(lab: Lab, phase: str, number: signal.Signals) -> None:
+    """While it compiles, while the aggregator starts, at the first look: status 0, one line, no rest."""
+    with launched(lab, port=0) as service:
+        seen: list[int] = []
+
+        def begun() -> bool:
+            assert service.process.poll() is None
+            seen.extend(children(service.process.pid))
+            return phase in " ".join(map(command, seen)) or phase in events(service)
+
+        until(begun, "the phase does not come", 120)
+        service.process.send_signal(number)
+        assert service.process.wait(60) == 0
+        until(lambda: all(map(gone, seen)), "a child is still there")
+        assert lines(service)[-1]["event"] == "stopping"
+        assert not [line for line in lines(service) if line["level"] == "error"]
+        assert "Traceback" not in service.log.read_text()
+
+
+def test_a_loader_whose_parent_is_killed_ends(lab: Lab) -> None:
+    """It compiles for nobody, and says nothing of it."""
     with launched(lab, port=0) as service:
         loader = loader_of(service)
-        service.process.terminate()
-        assert service.process.wait(30) in {0, -signal.SIGTERM}
-        until(lambda: gone(loader), "the loader is still there")
+        service.process.kill()
+        service.process.wait(30)
+        until(lambda: gone(loader), "the loader is still there", 5)
+        assert "Traceback" not in service.log.read_text()
+
+
+def test_a_full_disk_behind_the_log_does_not_stop_the_start(lab: Lab, tmp_path: Path) -> None:
+    """Nothing that is said can be written, and the service watches."""
+    with launched(lab, port=0) as one:
+        config = one.log.parent / "exitprint.yml"
+        command_ = [sys.executable, "-I", "-m", "detector", "run", "--config"]
+        copy = tmp_path / "exitprint.yml"
+        copy.write_text(config.read_text().replace(str(config.parent), str(tmp_path)))
+        one.process.terminate()
+        one.process.wait(30)
+    with Path("/dev/full").open("wb") as full:
+        process = subprocess.Popen([*command_, str(copy)], stdin=subprocess.DEVNULL, stderr=full, stdout=full)
+    try:
+        port = yaml.safe_load(copy.read_text())["listen"]
+
+        def ready() -> bool:
+            assert process.poll() is None
+            try:
+                with urllib.request.urlopen(f"http://{port}/-/ready", timeout=5):
+                    return True
+            except OSError:
+                return False
+
+        until(ready, "it does not watch", 120)
+    finally:
+        process.terminate()
+        assert process.wait(30) == 0
+
+
+def test_a_sensor_that_hangs_is_missed(lab: Lab) -> None:
+    """Stopped: not ready and unknown within some intervals, a metric says since when; and back again."""
+    with start_service(lab, port=0) as service:
+        service.process.send_signal(signal.SIGSTOP)
+        try:
+            until(lambda: "the sensor has said nothing" in page(service, "/-/ready")[1], "not missed")
+            until(lambda: service.status()["waiting"].startswith("the sensor has said nothing"), "not told")
+            now = service.status()
+            assert now["verdict"] == "unknown"
+            assert page(service, "/-/healthy")[0] == 200
+            assert "exitprint_sensor_last_seen_timestamp_seconds" in page(service)[1]
+        finally:
+            service.process.send_signal(signal.SIGCONT)
+        service.wait_ready()
 
 
 def loader_of(service: LabService) -> int:

@@ -7,6 +7,7 @@ import base64
 import json
 import os
 import pwd
+import re
 import socket
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -25,6 +26,7 @@ from tests.system.service.running import (
     bpf_objects,
     children,
     events,
+    lines,
     listeners,
     memory,
     page,
@@ -93,6 +95,38 @@ def test_the_aggregator_has_no_capability_and_is_another_user(service: LabServic
     assert found["Groups"] == ""
 
 
+def test_both_processes_are_behind_a_filter_in_every_thread(service: LabService) -> None:
+    """Seccomp filters what any of their threads may ask of the kernel."""
+    for process in (service.process.pid, aggregator_of(service)):
+        for thread in Path(f"/proc/{process}/task").iterdir():
+            assert state(int(thread.name))["Seccomp"] == "2"
+            assert state(int(thread.name))["NoNewPrivs"] == "1"
+    assert not any("wall" in line for line in lines(service))
+
+
+def test_each_process_holds_what_it_needs_and_no_more(service: LabService) -> None:
+    """No file, no terminal: tables, sockets, pipes, and standard streams."""
+    kinds = {
+        name: sorted({re.sub(r":?\[.*", "", str(one.readlink())) for one in folder.iterdir()})
+        for name, folder in (
+            ("sensor", Path(f"/proc/{service.process.pid}/fd")),
+            ("aggregator", Path(f"/proc/{aggregator_of(service)}/fd")),
+        )
+    }
+    own = {"/dev/null", str(service.log)}
+    assert set(kinds["sensor"]) - own <= {
+        "anon_inode:bpf-map",
+        "anon_inode:bpf-prog",
+        *LINKS,
+        "pipe",
+        "socket",
+    }
+    assert set(kinds["aggregator"]) - own <= {"anon_inode:bpf-map", "anon_inode", "pipe", "socket"}
+
+
+LINKS = {"anon_inode:bpf_link", "anon_inode:bpf-link", "anon_inode"}
+
+
 def test_the_sensor_listens_on_nothing(service: LabService) -> None:
     """No TCP, UDP, raw or local listener belongs to the process that knows peers."""
     assert listeners(service.process.pid) == set()
@@ -109,7 +143,7 @@ def test_the_aggregator_listens_on_loopback_and_locally(service: LabService) -> 
 def test_each_process_has_the_tables_that_it_needs(service: LabService) -> None:
     """The loader has left; who knows peers holds the program's links and cannot read counts."""
     assert children(service.process.pid) == [aggregator_of(service)]
-    assert bpf_objects(service.process.pid) == {"map": 5, "prog": 1, "link": 2}
+    assert bpf_objects(service.process.pid) == {"map": 7, "prog": 1, "link": 2}
     held = bpf_objects(aggregator_of(service))
     assert (held["prog"], held["link"]) == (0, 0)
 

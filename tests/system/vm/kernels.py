@@ -4,6 +4,8 @@
 from __future__ import annotations
 
 import fcntl
+import os
+import shutil
 import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -18,13 +20,27 @@ KERNEL_PACKAGE = "linux-image-amd64"  # the cloud flavour has no 9p, and with it
 
 @dataclass(frozen=True, slots=True)
 class StockKernel:
-    """A kernel line and the suite that holds its newest package."""
+    """A kernel line and the suite that holds its newest package.
+
+    Attributes:
+        line: what its version begins with.
+        hook: that works there.
+        always: it is booted by `make test`; the others by `make kernels`.
+    """
 
     line: str
     suite: str
+    hook: str
+    always: bool = True
 
 
-STOCK_KERNELS = (StockKernel("6.1", "bookworm"), StockKernel("6.12", "bookworm-backports"))
+STOCK_KERNELS = (
+    StockKernel("5.10", "bullseye", "kprobe"),
+    StockKernel("6.1", "bookworm", "kprobe"),
+    StockKernel("6.12", "bookworm-backports", "netfilter", always=False),
+    StockKernel("7", "trixie-backports", "netfilter"),
+)
+WANTED = tuple(one for one in STOCK_KERNELS if one.always or os.environ.get("EXITPRINT_KERNELS") == "all")
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,9 +60,27 @@ def fetch(kernel: StockKernel) -> Image:
     with _locked():
         busybox = _fetch_package("bookworm", "busybox-static", "busybox-static_*")
         files = _fetch_package(kernel.suite, KERNEL_PACKAGE, "linux-image-*_*")
-        vmlinuz = next((files / "boot").glob("vmlinuz-*"))
-        _index_modules(files, vmlinuz.name.removeprefix("vmlinuz-"))
+        vmlinuz = next((files / "boot").glob("vmlinuz-*"), None) if (files / "boot").is_dir() else None
+        if vmlinuz is None:
+            vmlinuz = _fetch_parts(kernel.suite, files)
+            _index_modules(files / "usr", vmlinuz.parent.name)
+        else:
+            _index_modules(files, vmlinuz.name.removeprefix("vmlinuz-"))
     return Image(vmlinuz, busybox / "bin" / "busybox")
+
+
+def _fetch_parts(suite_name: str, files: Path) -> Path:
+    """From about 6.19 on the package of a kernel is empty: others hold the image and the modules."""
+    name = files.name.partition("_")[0]
+    release = name.removeprefix("linux-image-")
+    vmlinuz = files / "usr" / "lib" / "modules" / release / "vmlinuz"
+    if vmlinuz.exists():
+        return vmlinuz
+    suite = Suite(suite_name, CACHE / suite_name)
+    for part in ("linux-binary", "linux-modules"):
+        wanted = suite.latest(f"{part}-{release}")
+        shutil.copytree(suite.unpack(wanted), files, symlinks=True, dirs_exist_ok=True)
+    return vmlinuz
 
 
 def _fetch_package(suite_name: str, name: str, pattern: str) -> Path:

@@ -122,3 +122,18 @@ def test_exits_keep_their_numbers(rounds: list[list[str]]) -> None:
         for text, number in zip(texts, numbers.tolist(), strict=True):
             assert known.setdefault(text, number) == number
     assert exits.addresses() == [ip_address(text) for text in sorted(known, key=lambda one: known[one])]
+
+
+def test_who_comes_back_has_its_row() -> None:
+    """An address that left and is back goes on in its row, also when nothing of it was in the window."""
+    table = Roster(Exits())
+    assert table.add([member(slot) for slot in range(3)]) == []
+    table.leave([1])
+    table.forget(np.empty(0, np.int64))
+    assert (table.present, table.gone, table.rows_of(np.array([1])).tolist()) == (2, 1, [1])
+    assert table.add([member(1), member(5)]) == [1]
+    assert table.rows_of(np.array([1, 5])).tolist() == [1, 3]
+    table.leave([1])
+    table.retire([1])
+    table.forget(np.empty(0, np.int64))
+    assert table.add([member(1)]) == []

@@ -109,6 +109,7 @@ class KernelCounts:
     def __init__(self) -> None:
         self.drained_rows = 0
         self.pending: list[Flow] = []
+        self.strangers = 0
         self.calls: list[str] = []
         self.crowded = False
         self.control: tuple[float, float, int] = (0.0, 0.0, 0)
@@ -128,6 +129,7 @@ class KernelCounts:
     def attribute(self, drained: Drained, roster: Roster, exits: Exits) -> Counts:
         """Under the rows of the roster, as the real one does."""
         outcomes, keys, counts = np.zeros(SHAPE, np.int64), [], []
+        outcomes[0, Outcome.NOT_A_PEER], self.strangers = self.strangers, 0
         for slot, exit_, flows in _written(drained):
             (row,) = roster.rows_of(np.array([slot]))
             address = ip_address(exit_)
@@ -147,6 +149,11 @@ class KernelCounts:
     def exits_crowded(self) -> bool:
         """Whether the test says so."""
         return self.crowded
+
+    def begin_sessions(self, slots: Iterable[int]) -> None:
+        """Remember."""
+        if back := sorted(slots):
+            self.calls.append(f"begin {back}")
 
     def release(self, slots: Iterable[int]) -> None:
         """Remember."""
@@ -221,6 +228,13 @@ class Relay:
         self.error: ExitprintError | None = None
         self.unread: dict[str, ExitprintError] = {}
         self.missing: tuple[str, ...] = ()
+        self.voted: list[tuple[int, bytes]] = []
+
+    def votes(self, upto: int) -> list[tuple[int, bytes]]:
+        """The exits of the last votes since this was asked."""
+        voted, self.voted = self.voted, []
+        assert all(slot < upto for slot, _ in voted)
+        return voted
 
     def rules(self, _config: Config) -> NatMapping:
         """The rules now."""

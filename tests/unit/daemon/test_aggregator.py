@@ -8,6 +8,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import pytest
 
 from detector import logs
@@ -23,6 +24,7 @@ from detector.daemon.channel import Closed
 from detector.daemon.messages import (
     ExitRanges,
     Member,
+    Missed,
     NewConfig,
     NewWeb,
     Peers,
@@ -336,6 +338,22 @@ def test_another_web_file_is_taken_over_if_it_can_be(
     assert server.access == after
 
 
+def test_who_comes_back_goes_on_and_begins_a_session() -> None:
+    """A slot that is kept has its row again when its address is back."""
+    bench = Bench()
+    bench.begin(0, 1)
+    bench.flows(0, 1)
+    bench.cycle()
+    bench.tell(Peers((), (), (0,)))
+    bench.cycle()
+    bench.tell(Peers((member(0),), (), ()))
+    bench.flows(0)
+    bench.cycle()
+    assert "begin [0]" in bench.kernel.calls
+    rows = bench.it.epoch.window.total().flows.keys >> np.uint64(32)
+    assert (set(rows.tolist()), bench.it.epoch.roster.rows) == ({0}, 2)
+
+
 def test_the_rehearsal_leaves_nothing_that_needs_a_kernel() -> None:
     """A made-up relay is judged and told of, page, metrics and every answer."""
     bench = Bench()
@@ -354,3 +372,17 @@ def test_a_stalled_sensor_is_an_error_that_says_so() -> None:
     bench.link.broken = HostError("the sensor begins a message of 9 bytes")
     with pytest.raises(HostError, match="9 bytes"):
         bench.it.collect()
+
+
+def test_flows_of_an_interface_that_was_not_watched_yet_are_missed() -> None:
+    """What was nobody's while it was there costs coverage; what is nobody's otherwise does not."""
+    for said, expected in ((STATE, 1.0), (Missed(), 0.8)):
+        bench = Bench()
+        bench.begin(1, 2)
+        bench.cycle()
+        bench.flows(1, 2)
+        bench.kernel.strangers = 4
+        bench.tell(said)
+        bench.cycle()
+        assert bench.it.snapshot.report
+        assert bench.it.snapshot.report.coverage == expected

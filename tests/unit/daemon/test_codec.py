@@ -23,18 +23,21 @@ from detector.daemon.messages import (
     Alive,
     ExitRanges,
     Member,
+    Missed,
     NewConfig,
     NewWeb,
     Peers,
+    PredictorTrial,
     Released,
     Rules,
     SensorSpec,
     SocketAccess,
     State,
     Stop,
+    Trials,
 )
 
-MEMBER = Member(3, Family.IPV6, False, "peer-abc", {"modulo": ("2001:db8::1", None)})
+MEMBER = Member(3, Family.IPV6, False, "peer-abc")
 WEB = WebConfig(Tls("certificate", "key", allowed_names=("a", "b")), {"user": "hash"})
 CONFIG = Config("relay", ("wg0",), None, ("203.0.113.1",), listen=Listen("::1", 1), tables=Tables(peers=7))
 EXAMPLES: list[object] = [
@@ -48,6 +51,8 @@ EXAMPLES: list[object] = [
         (MEMBER,),
     ),
     State("for nothing", True, 0, 1 << 40, {"keys": 3}, 5, 6),
+    Trials(3, (PredictorTrial(Family.IPV4, "modulo", "here", 9, 5, 0.25, 3, (1, 2)),)),
+    Missed(),
     NewConfig(CONFIG, Reload(False, 12.5, ("hook",))),
     NewWeb(WEB),
     Stop(),

@@ -42,8 +42,9 @@ class Bench:
     def __init__(self, config: Config = CONFIG) -> None:
         self.relay, self.tables, self.clock = Relay(), KernelTables(), Clock()
         self.link, self.other = Link.pair()
-        edges = Edges(self.tables, self.relay.rules, self.relay.read, self.clock, lambda: 99)
-        self.it = Sensor(config, edges, self.link)
+        relay = self.relay
+        self.edges = Edges(self.tables, relay.votes, relay.rules, relay.read, self.clock, lambda: 99)
+        self.it = Sensor(config, self.edges, self.link)
 
     def step(self) -> list[Any]:
         """One look; returns what was said."""
@@ -90,7 +91,7 @@ def test_no_message_holds_a_key_or_a_tunnel_address() -> None:
 
 
 def test_who_leaves_is_erased_before_it_is_told() -> None:
-    """Retire: the kernel forgets first, and the number is another's only after it was released."""
+    """The kernel forgets first; the slot is kept for a window, and another's only after it was released."""
     bench = Bench()
     bench.relay.mapping, bench.relay.peers = mapping(), {"a": [A], "b": [B]}
     bench.step()
@@ -98,9 +99,29 @@ def test_who_leaves_is_erased_before_it_is_told() -> None:
     known: list[int] = []
     bench.link.on_send = lambda _: known.append(len(bench.tables.peers))
     peers, _ = bench.step()
-    assert (peers.added, peers.retired, known[0]) == ((), (0,), 1)
+    assert (peers.added, peers.left, peers.retired, known[0]) == ((), (0,), (), 1)
+    bench.clock.now += bench.it.config.window - 1
+    assert kinds(bench.step()) == ["State"]
+    bench.clock.now += 1
+    peers, _ = bench.step()
+    assert (peers.added, peers.left, peers.retired) == ((), (), (0,))
     bench.release(0)
     assert bench.it.slots.taken == 1
+
+
+def test_an_address_that_comes_back_is_the_same_person() -> None:
+    """Within the window it has its slot and its name again, also with another key."""
+    bench = Bench()
+    bench.relay.mapping, bench.relay.peers = mapping(), {"a": [A], "b": [B]}
+    (rules, *_) = bench.step()
+    name = next(one.pseudonym for one in bench.it.slots.slots() if one.number == 0)
+    bench.relay.peers = {"b": [B]}
+    bench.step()
+    bench.relay.peers = {"b": [B], "c": [A]}
+    peers, _ = bench.step()
+    assert [(one.slot, one.pseudonym) for one in peers.added] == [(0, name)]
+    assert len(bench.tables.peers) == 2
+    assert rules
 
 
 def test_a_moved_interface_is_written_and_not_told() -> None:
@@ -109,7 +130,7 @@ def test_a_moved_interface_is_written_and_not_told() -> None:
     bench.relay.mapping, bench.relay.peers = mapping(), {"a": [A]}
     bench.step()
     bench.relay.ifindex = 9
-    assert kinds(bench.step()) == ["State"]
+    assert kinds(bench.step()) == ["Missed", "State"]
     assert list(bench.tables.peers) == [(9, ip_address(A), 32)]
     assert bench.tables.tunnels == {9}
 
@@ -152,7 +173,7 @@ def test_peers_that_cannot_be_read_are_not_watched() -> None:
     assert (state.waiting, state.watching, bench.tables.tunnels) == ("busy", True, {7})
     bench.relay.unread, bench.relay.missing = {}, ("wg0",)
     peers, state = bench.step()
-    assert (peers.retired, state.watching, bench.tables.tunnels) == ((0,), False, set())
+    assert (peers.left, state.watching, bench.tables.tunnels) == ((0,), False, set())
 
 
 def test_a_full_table_is_told() -> None:
@@ -274,11 +295,21 @@ def test_both_halves_agree_over_the_real_codec() -> None:
     with one, other:
         bench = Bench()
         bench.relay.mapping, bench.relay.peers = mapping(), {"a": [A], "b": [B, C]}
-        sensor = Sensor(
-            CONFIG,
-            Edges(bench.tables, bench.relay.rules, bench.relay.read, bench.clock, lambda: 1),
-            sensor_end(one, CONFIG.tables.peers),
-        )
+        sensor = Sensor(CONFIG, bench.edges, sensor_end(one, CONFIG.tables.peers))
         sensor.step()
         heard = list(aggregator_end(other, CONFIG.tables.peers).receive(1.0))
     assert [type(one) for one in heard] == [Rules, Peers, State]
+
+
+def test_an_interface_that_comes_later_is_told_to_have_been_missed() -> None:
+    """At the first look nothing was missed; one that is new or made anew was there before."""
+    bench = Bench()
+    bench.relay.mapping, bench.relay.peers = mapping(), {"a": [A]}
+    assert "Missed" not in kinds(bench.step())
+    assert "Missed" not in kinds(bench.step())
+    bench.relay.ifindex = 9
+    assert kinds(bench.step()) == ["Missed", "State"]
+    bench.relay.missing = ("wg0",)
+    assert "Missed" not in kinds(bench.step())
+    bench.relay.missing = ()
+    assert "Missed" in kinds(bench.step())

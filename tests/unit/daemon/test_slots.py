@@ -174,3 +174,58 @@ def test_a_canary_has_its_name_and_nobody_else_has() -> None:
     assert names[0] != names[2]
     table.update(snapshot({}))
     assert len(table.pseudonyms) == 0
+
+
+@pytest.mark.parametrize(("away", "same"), [(99.0, True), (100.0, False)])
+def test_a_slot_is_kept_for_an_address_that_left(away: float, same: bool) -> None:
+    """An address that is back in time has its slot and name, whatever its key; later its slot is retired."""
+    table = SlotTable(8, keep=100.0)
+    (before,) = table.update(snapshot({A: [1]}), 0.0).added
+    left = table.update(snapshot({}), 10.0)
+    assert (left.left, left.retired, left.ended, table.taken) == ((before,), (), (), 1)
+    assert not table.update(snapshot({}), 10.0 + away - 1).ended
+    changes = table.update(snapshot({} if not same else {B: [1]}), 10.0 + away)
+    if same:
+        assert [(one.number, one.pseudonym) for one in changes.added] == [(before.number, before.pseudonym)]
+    else:
+        assert (changes.ended, table.held()["retired"]) == ((before.number,), 1)
+        table.release([before.number])
+        assert table.taken == 0
+
+
+def test_an_address_that_goes_to_somebody_else_is_another_person() -> None:
+    """A key that was there before and takes over an address gets another slot; the kept one ends at once."""
+    table = SlotTable(8, keep=100.0)
+    table.update(snapshot({A: [1, 3], B: [2]}), 0.0)
+    changes = table.update(snapshot({A: [3], B: [2, 1]}), 1.0)
+    assert ([slot.number for slot in changes.left], changes.ended) == ([0], (0,))
+    assert [(slot.number, slot.allowed) for slot in changes.added] == [(3, ip(1))]
+    table.update(snapshot({A: [], B: [2, 1]}), 2.0)
+    (back,) = table.update(snapshot({A: [3], B: [2, 1]}), 3.0).added
+    assert back.number == 1
+
+
+def test_the_oldest_kept_slots_go_when_there_is_need_of_room() -> None:
+    """A full table lets go of those who left first, as many as are wanted."""
+    table = SlotTable(3, keep=1000.0)
+    table.update(snapshot({A: [1, 2, 3]}), 0.0)
+    table.update(snapshot({A: [1, 2]}), 1.0)
+    table.update(snapshot({A: [1]}), 2.0)
+    changes = table.update(snapshot({A: [1], B: [4]}), 3.0)
+    assert (changes.ended, changes.refused) == ((2,), 1)
+    table.release([2])
+    (added,) = table.update(snapshot({A: [1], B: [4]}), 4.0).added
+    assert added.number == 2
+    (back,) = table.update(snapshot({A: [1, 2], B: [4]}), 5.0).added
+    assert back.number == 1
+
+
+def test_what_is_kept_says_no_address() -> None:
+    """A slot that waits for its address holds a hash of it, under a key that is drawn at start."""
+    tables = SlotTable(4, keep=1000.0), SlotTable(4, keep=1000.0)
+    for table in tables:
+        table.update(snapshot({A: [1]}), 0.0)
+        table.update(snapshot({}), 1.0)
+    first, second = (list(table._kept) for table in tables)
+    assert first != second
+    assert bytes([10, 0, 0, 1]) not in first[0]

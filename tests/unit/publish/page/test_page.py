@@ -125,3 +125,12 @@ def test_elements_escape_what_is_not_markup() -> None:
 def test_spans_of_time_are_short(seconds: float, text: str) -> None:
     """Two units at most."""
     assert ago(seconds) == text
+
+
+def test_a_clock_far_beyond_is_shown() -> None:
+    """The year 9948 and later: a page all the same."""
+    for clock in (251_758_800_000.0, 1e15):
+        view = MOMENTS["predictable"]()
+        now = replace(view.now, since=clock, made=clock, epoch_since=clock)
+        assert "</html>" in render(replace(view, now=now, clock=clock + 90))
+        assert "</html>" in render(replace(view, clock=clock))
