@@ -10,7 +10,7 @@ import numpy as np
 from detector.analysis.columns import Columns, Index, Mask
 from detector.analysis.numerics import Floats, log_rising
 
-_HUGE = 1e12  # from this pool size on, what is nobody else's is a fact and no chance
+_HUGE = 100.0  # exits for each pair of peers, from which to be alone is a fact: no two meet by chance
 _EVEN = 1e6
 
 
@@ -89,7 +89,9 @@ def alone(columns: Columns, keeps: Mask) -> Alone:
             continue
         homes = _Homes(int(np.count_nonzero(inside)), size, _evenness(home[inside], size))
         expected += homes.expected
-        if found > homes.expected:
+        if found and size >= _HUGE * homes.peers**2:
+            log_p = -np.inf
+        elif found > homes.expected:
             log_p = min(log_p, homes.log_tail(found))
     return Alone(peers, expected, min(log_p + float(np.log(max(numbers.size, 1))), 0.0))
 
@@ -142,8 +144,6 @@ class _Homes:
 
     def log_tail(self, found: int) -> float:
         """Bound on log P(at least `found` alone): Markov's inequality on the factorial moments, the best."""
-        if self.size > _HUGE:
-            return -np.inf
         most = int(min(found, self.size))
         moments = np.unique(np.linspace(1, most, min(most, 512)).astype(np.int64)).astype(np.float64)
         choose = _log_falling(float(found), moments) - log_rising(np.ones_like(moments), moments)

@@ -136,6 +136,8 @@ def weigh(observation: Observation, floor: int = ANONYMITY_FLOOR) -> Evidence:
     others = together.log_p <= LOG_LEVEL and not (keeps or pinned.any())
     units = None if moving or others else units_of(observation, columns, LOG_LEVEL)
     told = lonely.log_p <= LOG_LEVEL or (observation.exclusive_map and lonely.count > 0)
+    link = _returns_link(columns, population, (tried, true), linked, pinned, controls)
+    everywhere = keeps or bool(pinned.any()) or any(one.keeps for one in classes)
     linked_who = linked if linked.any() else columns.narrow & ~pinned
     return Evidence(
         columns=columns,
@@ -152,9 +154,8 @@ def weigh(observation: Observation, floor: int = ANONYMITY_FLOOR) -> Evidence:
             observation, explained, Verdict.PINNED, _of_classes(last, classes, keeps, pinned)
         ),
         linked=linked,
-        linked_holds=_destinations_link(
-            columns, population, consistency, (tried, true), linked, pinned, controls
-        ),
+        linked_holds=link
+        and (not everywhere or _more_than_votes(columns, population, consistency, (tried, true), pinned)),
         returns_last=_by_rule(
             observation, explained, Verdict.DESTINATION_LINKED, returns_last(controls, linked_who)
         ),
@@ -297,16 +298,15 @@ def _repeat_chance(columns: Columns, population: Population) -> Floats:
     return result
 
 
-def _destinations_link(
+def _returns_link(
     columns: Columns,
     population: Population,
-    consistency: Floats,
     trials: tuple[Floats, Floats],
     linked: Mask,
     pinned: Mask,
     controls: Controls,
 ) -> bool:
-    """Whether a site sees the same exit again, beyond what keeping an exit everywhere would explain."""
+    """Whether sites see the same exit again, of peers that are not known to keep it everywhere."""
     tried, true = trials
     rest = columns.narrow & ~pinned & (tried > 0)
     again = trial_contrast(columns, population, tried, true, rest)
@@ -314,9 +314,20 @@ def _destinations_link(
     if controls.returns is not None:
         effect = min(effect, controls.return_excess(rest).share)
     sure = again.log_p <= LOG_LEVEL and effect >= LEAST_EFFECT and controls.return_evidence(rest)
-    enough = np.count_nonzero(linked) >= enough_persons(int(np.count_nonzero(tried > 0)))
-    if not (sure or enough):
-        return False
+    return bool(sure or np.count_nonzero(linked) >= enough_persons(int(np.count_nonzero(tried > 0))))
+
+
+def _more_than_votes(
+    columns: Columns,
+    population: Population,
+    consistency: Floats,
+    trials: tuple[Floats, Floats],
+    pinned: Mask,
+) -> bool:
+    """Whether returns agree beyond what keeping an exit everywhere would explain."""
+    tried, true = trials
+    rest = columns.narrow & ~pinned & (tried > 0)
+    again = trial_contrast(columns, population, tried, true, rest)
     other = pair_contrast(columns, population, consistency, columns.peer_votes, rest)
     if not other.peers:
         return not pinned.any()

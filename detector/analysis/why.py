@@ -27,8 +27,8 @@ def _standing_out(report: FamilyReport) -> str:
     if not said:
         return ""
     return (
-        f" Peers stand out all the same: {', '.join(said)}. They are too few for a word about the relay, and "
-        " nothing harmless is said of them."
+        f" Peers stand out all the same: {', '.join(said)}. They are too few for a word about the relay, "
+        "and nothing harmless is said of them."
     )
 
 
