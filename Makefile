@@ -25,7 +25,7 @@ SCRIPTS = $(shell grep -rlE '^\#!/bin/(ba)?sh|^\#!/usr/bin/env bash' .ci debian 
 .DELETE_ON_ERROR:
 .SUFFIXES:
 .PHONY: help packages env vm-env stack-env web-env lab lab-stack test kernels lint format transcript generate bench lock clean \
-        dist-env dist debian-env test-debian test-package
+        calibrate mutants dist-env dist debian-env test-debian test-package
 
 help:
 	@echo 'make lab [MAPPING=NAME] [ARGS=...]  a relay on this machine, and the verdict on it'
@@ -33,6 +33,10 @@ help:
 	@echo 'make test                           every check, with three stock Debian kernels in VMs'
 	@echo 'make kernels                        what holds on every kernel, from 5.10 to the newest'
 	@echo 'make bench                          what watching costs'
+	@echo 'make calibrate                      false alarms, power and time to the verdict'
+	@echo 'make mutants [ARGS="--sample N"]     what the tests do not notice'
+	@echo 'make calibrate                      false alarms, power and time to the verdict'
+	@echo 'make mutants [ARGS=--sample N]      what the tests do not notice'
 	@echo 'make dist                           .deb, wheel and sdist, into dist/'
 	@echo 'make test-debian                    the unit tests with the Python packages of Debian 12 and 13'
 	@echo 'make test-package                   the .deb in fresh systems of Debian 12 and 13, under systemd'
@@ -107,6 +111,14 @@ format: env
 # What the person on call sees and types, played on a relay of this machine.
 transcript: stack-env
 	@$(PYTHON) -m tests.system.client.transcript $(ARGS)
+
+# False alarms, power and time to the verdict, on relays as they are: docs/calibration.md.
+calibrate: env
+	@$(PYTHON) -m tools.calibrate $(ARGS)
+
+# What the tests do not notice: ARGS="--sample N" for a few mutants of each module.
+mutants: env
+	@$(PYTHON) -m tools.mutants $(ARGS)
 
 # Pages that are made from code and kept beside it.
 generate: env

@@ -1,14 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How often the analysis cries wolf, and how seldom it sleeps: `python -m tools.calibrate`.
+"""How often the analysis cries wolf, how seldom it sleeps, how long it takes: `python -m tools.calibrate`.
 
-Simulates relays with independent exits (false alarms) and relays where a part of the peers is pinned (power),
-judges them, and writes the tables of docs/calibration.md.
+Judges relays of `tools.realistic_relays`, whose truth is known, at several looks of a day, and writes the
+tables of docs/calibration.md. The same seed gives the same page.
 """
 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,195 +16,289 @@ import numpy as np
 
 from detector.analysis.report import FamilyReport
 from detector.analysis.verdict import judge_family
-from detector.base.verdicts import VERDICTS, Verdict
-from tools.simulated_relays import MAPPINGS, Chooser, Traffic, partly, relay, skewed, traffic
+from detector.base.verdicts import LEAKS, VERDICTS, Verdict
+from detector.predictors.fit import Fitter
+from tools.realistic_relays import (
+    BRIEF,
+    EVERYBODYS,
+    INDEPENDENT,
+    Exits,
+    by,
+    counted,
+    day,
+    independent,
+    part,
+    peer,
+    persistent,
+    session,
+)
+from tools.realistic_relays import LEAKS as LEAKING
 
 SEED = 20260501
-# REUSE-IgnoreStart
-LICENCE = "<!-- SPDX-License-Identifier: Apache-2.0 -->"
-# REUSE-IgnoreEnd
-HARMLESS = frozenset({Verdict.UNLINKABLE, Verdict.UNKNOWN})
-POOLS = (8, 60, 250)
-POPULARITY: dict[str, Chooser] = {"even": skewed(0.0), "skewed": skewed(0.5), "very skewed": skewed(1.0)}
-PINNED_SHARE = 0.1
-
-MakeTraffic = Callable[[np.random.Generator, int], Traffic]
-
-
-def _few(rng: np.random.Generator, peers: int) -> Traffic:
-    return traffic(rng, peers, rng.integers(1, 7, peers))
-
-
-def _usual(rng: np.random.Generator, peers: int) -> Traffic:
-    return traffic(rng, peers, rng.geometric(1 / 24, peers), destinations=50, sessions=4)
-
-
-def _bursts(rng: np.random.Generator, peers: int) -> Traffic:
-    return traffic(rng, peers, rng.integers(10, 60, peers), destinations=200, sessions=2, one_site=0.9)
-
-
-def _ports(rng: np.random.Generator, peers: int) -> Traffic:
-    return traffic(rng, peers, 24, destinations=40, ports=12)
-
-
-TRAFFIC: dict[str, MakeTraffic] = {
-    "few flows": _few,
-    "usual": _usual,
-    "bursts to one site": _bursts,
-    "reused ports": _ports,
+SIZES = (8, 59)
+POPULATIONS: Mapping[str, Mapping[str, float]] = {
+    "web": {},
+    "light": {"median": 6.0, "most": 200},
+    "lookups": {"dns": 0.55, "one_address": 0.25},
 }
+HOURS = (0.5, 1.0, 2.0, 4.0, 8.0, 12.0, 18.0, 24.0)  # when a relay is looked at
 
 
 @dataclass(frozen=True, slots=True)
-class Alarms:
-    """What was made of relays with independent exits.
+class Row:
+    """What was made of relays of one kind.
 
     Attributes:
-        name: the scenario.
-        relays: how many were simulated.
-        judged: peers judged on them.
-        flagged: peers called anything worse than unlinkable.
-        called: relays called worse than unlinkable or unknown.
-        unlinkable: relays called unlinkable.
+        name: the kind.
+        relays: how many.
+        called: how many were called a leak at the end of the day.
+        ever: at any look.
+        verdicts: how many got which at the end.
+        peers, named: judged peers, and those called a leak by themselves.
     """
 
     name: str
     relays: int
-    judged: int
-    flagged: int
     called: int
-    unlinkable: int
+    ever: int
+    verdicts: Mapping[Verdict, int]
+    peers: int
+    named: int
+
+
+def looked_at(
+    rng: np.random.Generator, exits: Exits, peers: int, size: int, hours: Iterable[float], **given: float
+) -> dict[float, FamilyReport]:
+    """One relay, judged at these hours of its day."""
+    of, chosen = day(rng, exits, peers, size, **given)
+    fitter = Fitter()
+    found = {}
+    for hour in hours:
+        so_far = of.traffic.times < hour * 3600
+        found[hour] = judge_family(counted(rng, of.where(so_far), chosen[so_far], size, fitter))
+    return found
+
+
+def row(name: str, reports: Sequence[dict[float, FamilyReport]]) -> Row:
+    """The sums of some relays."""
+    last = [one[max(one)] for one in reports]
+    ends = [one.verdict for one in last]
+    return Row(
+        name,
+        len(reports),
+        sum(one in LEAKS for one in ends),
+        sum(any(report.verdict in LEAKS for report in one.values()) for one in reports),
+        {verdict: ends.count(verdict) for verdict in VERDICTS if verdict in ends},
+        sum(one.judged for one in last),
+        sum(_named(one) for one in last),
+    )
+
+
+def _named(report: FamilyReport) -> int:
+    if report.columns is None:
+        return 0
+    return int(np.count_nonzero(report.columns.verdict < len(LEAKS)))
+
+
+def innocent(kinds: Mapping[str, Exits], relays: int, hours: Sequence[float], seed: int) -> list[Row]:
+    """Relays that leak nothing, spread over sizes, numbers of peers and populations."""
+    rng = np.random.default_rng(seed)
+    rows = []
+    for name, exits in kinds.items():
+        reports = []
+        for number in range(relays):
+            size, peers = SIZES[number % 2], (50, 200)[number // 2 % 2]
+            given = list(POPULATIONS.values())[number % len(POPULATIONS)]
+            reports.append(looked_at(rng, exits, peers, size, hours, **given))
+        rows.append(row(name, reports))
+    return rows
 
 
 @dataclass(frozen=True, slots=True)
 class Power:
-    """What was found of peers that are pinned: how many there were, and how many relays got which verdict."""
+    """Leaks of one kind: how many there were, how many were found, and how many peers of them by name."""
 
     name: str
     relays: int
-    pinned: int
     found: int
-    called: int
+    leaking: int
+    named: int
+    innocents_named: int
 
 
-def scenarios() -> Iterator[tuple[str, int, Chooser, MakeTraffic]]:
-    """Every kind of relay with independent exits: name, pool size, mapping, traffic."""
-    for how, make in TRAFFIC.items():
-        for popularity, chooser in POPULARITY.items():
-            for pool_size in POOLS:
-                yield f"{how}, {popularity}, {pool_size} exits", pool_size, chooser, make
-        yield f"{how}, round robin, 60 exits", 60, MAPPINGS["numgen-inc"], make
-
-
-def false_alarms(relays: int, peers: int, seed: int = SEED) -> list[Alarms]:
-    """At least `relays` relays of `peers` peers with independent exits, spread over the scenarios."""
-    kinds = list(scenarios())
-    each = -(-relays // len(kinds))
+def power(relays: int, seed: int) -> list[Power]:
+    """Relays of 200 peers that leak, after a day."""
     rng = np.random.default_rng(seed)
     found = []
-    for name, pool_size, chooser, make in kinds:
-        reports = [judge_family(relay(rng, chooser, pool_size, make(rng, peers))) for _ in range(each)]
+    for name, (exits, wanted) in LEAKING.items():
+        for size in SIZES:
+            reports = [looked_at(rng, exits, 200, size, (24.0,))[24.0] for _ in range(relays)]
+            hits = sum(one.verdict in wanted for one in reports)
+            found.append(Power(f"{name}, {size} exits", relays, hits, 0, 0, 0))
+    return found
+
+
+def by_name(relays: int, peers: int, seed: int) -> list[Power]:
+    """A tenth of the peers pinned: how many of them are named."""
+    rng = np.random.default_rng(seed)
+    found = []
+    for size in (8, 16, 59):
+        for people, given in POPULATIONS.items():
+            leaking = round(0.1 * peers)
+            named = wrongly = hits = 0
+            for _ in range(relays):
+                report = looked_at(rng, part(0.1, by(peer)), peers, size, (24.0,), **given)[24.0]
+                hits += report.verdict is Verdict.PINNED
+                if report.columns is not None:
+                    worse = report.columns.verdict < len(LEAKS)
+                    named += int(np.count_nonzero(worse[:leaking]))
+                    wrongly += int(np.count_nonzero(worse[leaking:]))
+            found.append(Power(f"{people}, {size} exits", relays, hits, relays * leaking, named, wrongly))
+    return found
+
+
+@dataclass(frozen=True, slots=True)
+class Time:
+    """Minutes until a verdict, over some relays: the median, the slowest, how many never did; and flows."""
+
+    name: str
+    relays: int
+    median: float
+    slowest: float
+    never: int
+    leaks: int
+    flows: float
+
+
+def times(relays: int, seed: int) -> list[Time]:
+    """Fifty quiet peers on 59 exits, looked at again and again from the start on."""
+    rng = np.random.default_rng(seed)
+    minutes = (2, 3, 5, 8, 12, 20, 30, 45, 60, 90, 120, 240, 480)
+    quiet = {"span": 4 * 3600.0, "median": 60.0, "most": 300, "phones": 0.0}
+    found = []
+    for name, exits, wanted in (
+        ("predictable: the kernel's hash", persistent, Verdict.PREDICTABLE),
+        ("unlinkable: a draw for each flow", independent, Verdict.UNLINKABLE),
+        ("session_sticky: a draw for each session", by(session), Verdict.SESSION_STICKY),
+        ("pinned: a secret", by(peer), Verdict.PINNED),
+    ):
+        firsts, flows, leaks = [], [], 0
+        for _ in range(relays):
+            reports = looked_at(rng, exits, 50, 59, [one / 60 for one in minutes], **quiet)
+            said = {hour: report.verdict for hour, report in reports.items()}
+            first = next((hour for hour, verdict in said.items() if verdict is wanted), None)
+            firsts.append(np.inf if first is None else 60 * first)
+            flows += [] if first is None else [reports[first].flows]
+            leaks += wanted not in LEAKS and any(verdict in LEAKS for verdict in said.values())
+        known = [one for one in firsts if np.isfinite(one)]
         found.append(
-            Alarms(
+            Time(
                 name,
-                each,
-                sum(report.judged for report in reports),
-                sum(map(_worse_peers, reports)),
-                sum(report.verdict not in HARMLESS for report in reports),
-                sum(report.verdict is Verdict.UNLINKABLE for report in reports),
+                relays,
+                float(np.median(known)) if known else np.inf,
+                max(known, default=np.inf),
+                len(firsts) - len(known),
+                leaks,
+                float(np.median(flows)) if flows else np.inf,
             )
         )
     return found
 
 
-def _worse_peers(report: FamilyReport) -> int:
-    worse = VERDICTS.index(Verdict.SINGLE_EXIT)
-    return 0 if report.columns is None else int(np.count_nonzero(report.columns.verdict < worse))
-
-
-def power(relays: int, peers: int, seed: int = SEED) -> list[Power]:
-    """Relays where a tenth of the peers is pinned and the rest independent, by pool size and votes."""
-    rng = np.random.default_rng(seed)
-    chooser = partly(PINNED_SHARE, MAPPINGS["jhash"])
-    found = []
-    for pool_size in (8, 16, 60, 250):
-        for votes in (4, 6, 12, 24):
-            reports = [
-                judge_family(
-                    relay(rng, chooser, pool_size, traffic(rng, peers, votes, destinations=10**9, sessions=2))
-                )
-                for _ in range(relays)
-            ]
-            found.append(
-                Power(
-                    f"{votes} votes a peer, {pool_size} exits",
-                    relays,
-                    relays * round(PINNED_SHARE * peers),
-                    sum(_found(report, round(PINNED_SHARE * peers)) for report in reports),
-                    sum(report.verdict is Verdict.PINNED for report in reports),
-                )
-            )
-    return found
-
-
-def _found(report: FamilyReport, pinned: int) -> int:
-    code = VERDICTS.index(Verdict.PINNED)
-    return 0 if report.columns is None else int(np.count_nonzero(report.columns.verdict[:pinned] == code))
-
-
-def page(alarms: Sequence[Alarms], powers: Sequence[Power], peers: int) -> str:
+def page(
+    fair: Sequence[Row], shared: Sequence[Row], brief: Sequence[Row], found: Sequence[Power],
+    named: Sequence[Power], waits: Sequence[Time],
+) -> str:  # fmt: skip
     """The document, in Markdown."""
-    relays, judged = sum(one.relays for one in alarms), sum(one.judged for one in alarms)
-    flagged, called = sum(one.flagged for one in alarms), sum(one.called for one in alarms)
     lines = [
-        LICENCE,
+        "<!-- SPDX-License-Identifier: Apache-2.0 -->",
         "# Calibration",
         "",
-        "Made by `python -m tools.calibrate`; do not edit. Formulas: docs/leak-modes.md §5.",
+        "Made by `make calibrate`; do not edit. Relays of `tools/realistic_relays.py`: heavy tails,",
+        "favourite sites, one address with a third of the flows, one resolver, BitTorrent, phones;",
+        "8 or 59 exits, 50 or 200 peers.",
+        f"Each is judged {len(HOURS)} times in its day. Formulas: docs/leak-modes.md §5.",
         "",
-        "## False alarms",
+    ]
+    for title, rows in (
+        ("Exits that have nothing to do with anything", fair),
+        ("Exits that follow clock, site or page, for everybody alike", shared),
+        ("Exits that are kept for a short time, or for a session", brief),
+    ):
+        lines += _alarms(title, rows)
+    lines += [
+        "## Leaks that are found",
         "",
-        f"{relays:,} simulated relays of {peers:,} peers whose exits have nothing to do with the peer.",
-        f"Of {judged:,} judged peers {flagged:,} ({flagged / max(judged, 1):.4%}) were called something",
-        f"worse than `unlinkable`, of the relays {called:,} ({called / max(relays, 1):.2%}). The rest was",
-        "called `unlinkable`, or `unknown` where the evidence could not have shown a leak.",
+        "After a day, 200 peers.",
         "",
-        "| traffic, popularity of exits, pool | relays | judged | flagged | called worse | unlinkable |",
+        "| what leaks | relays | called what they are |",
+        "| --- | ---: | ---: |",
+        *(f"| {one.name} | {one.relays} | {one.found} |" for one in found),
+        "",
+        "## A tenth of the peers is pinned: who is named",
+        "",
+        "| traffic, exits | relays | called `pinned` | pinned peers | named | others named |",
         "| --- | ---: | ---: | ---: | ---: | ---: |",
-    ]
-    lines += [
-        f"| {one.name} | {one.relays} | {one.judged:,} | {one.flagged} | {one.called} | {one.unlinkable} |"
-        for one in alarms
-    ]
-    lines += [
+        *(
+            f"| {one.name} | {one.relays} | {one.found} | {one.leaking:,} | {one.named / one.leaking:.1%} "
+            f"| {one.innocents_named} |"
+            for one in named
+        ),
         "",
-        "## Power",
+        "## Time to the verdict",
         "",
-        f"Relays of {peers:,} peers, {PINNED_SHARE:.0%} of them pinned by a function that no predictor",
-        "knows, the rest independent. Found: called `pinned` one by one.",
+        "50 quiet peers, 59 exits, from the start on. A leak that is none counts at any look.",
         "",
-        "| votes, pool | relays | pinned peers | found | share found | relays called `pinned` |",
-        "| --- | ---: | ---: | ---: | ---: | ---: |",
-    ]
-    lines += [
-        f"| {one.name} | {one.relays:,} | {one.pinned:,} | {one.found:,} | {one.found / one.pinned:.1%} "
-        f"| {one.called:,} |"
-        for one in powers
+        "| verdict and truth | relays | median | flows then | slowest | not in 8 hours | a leak on the way |",
+        "| --- | ---: | ---: | ---: | ---: | ---: | ---: |",
+        *(
+            f"| {one.name} | {one.relays} | {one.median:.0f} min | {one.flows:.0f} "
+            f"| {one.slowest:.0f} min | {one.never} | {one.leaks} |"
+            for one in waits
+        ),
     ]
     return "\n".join(lines) + "\n"
+
+
+def _alarms(title: str, rows: Sequence[Row]) -> list[str]:
+    relays, called = sum(one.relays for one in rows), sum(one.called for one in rows)
+    ever, peers = sum(one.ever for one in rows), sum(one.peers for one in rows)
+    named = sum(one.named for one in rows)
+    return [
+        f"## {title}",
+        "",
+        f"{relays:,} relays: {called} ({called / max(relays, 1):.2%}) called a leak at the end of the day,",
+        f"{ever} ({ever / max(relays, 1):.2%}) at some look; of {peers:,} judged peers {named} were named.",
+        "",
+        "| what the exit follows | relays | a leak at the end | at some look | said at the end |",
+        "| --- | ---: | ---: | ---: | --- |",
+        *(
+            f"| {one.name} | {one.relays} | {one.called} | {one.ever} | "
+            + ", ".join(f"{verdict.value} {count}" for verdict, count in one.verdicts.items())
+            + " |"
+            for one in rows
+        ),
+        "",
+    ]
 
 
 def main() -> None:
     """Write the tables."""
     parser = argparse.ArgumentParser(prog="python -m tools.calibrate", description=__doc__)
-    parser.add_argument("--relays", type=int, default=1000, help="relays with independent exits")
-    parser.add_argument("--peers", type=int, default=1000, help="peers of each relay")
+    parser.add_argument("--relays", type=int, default=24, help="relays of each kind that leaks nothing")
     parser.add_argument("--output", type=Path, default=Path("docs/calibration.md"))
     given = parser.parse_args()
-    alarms = false_alarms(given.relays, given.peers)
-    powers = power(max(1, given.relays // 50), given.peers)
+    some = max(1, given.relays // 4)
+    text = page(
+        innocent(INDEPENDENT, 6 * given.relays, HOURS, SEED),
+        innocent(EVERYBODYS, given.relays, HOURS, SEED + 1),
+        innocent(BRIEF, given.relays, HOURS, SEED + 2),
+        power(some, SEED + 3),
+        by_name(max(1, some // 3), 1000, SEED + 4),
+        times(some, SEED + 5),
+    )
     given.output.parent.mkdir(parents=True, exist_ok=True)
-    given.output.write_text(page(alarms, powers, given.peers), encoding="utf-8")
+    given.output.write_text(text, encoding="utf-8")
 
 
 if __name__ == "__main__":

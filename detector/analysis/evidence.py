@@ -42,6 +42,7 @@ from detector.predictors import KERNEL_DESTINATION
 LOG_LEVEL = float(np.log(0.002))  # of each test on the whole relay; there are five, so 1 % together
 LEAST_EFFECT = 0.02  # k below this is no finding by itself, however sure; nor is it harmless
 SIGMAS = 3.0
+_VOTES_LEAN = 2.0  # of log E
 BEST_LEFT_OUT = 2  # peers that may have chosen their flows, left out of every test on the whole relay
 
 
@@ -115,14 +116,17 @@ def weigh(observation: Observation, floor: int = ANONYMITY_FLOOR) -> Evidence:
     judged = int(np.count_nonzero(columns.judged))
     log_e, classes = _vote_evidence(observation, columns, population, controls)
     pinned = _named(controls, flag(log_e, judged), log_e)
+    tried, true = _counts(observation.same_destination, columns)
+    chance = _repeat_chance(columns, population)
+    if not _more_than_votes(columns, population, consistency, (tried, true), pinned):
+        log_e = _with_returns(controls, log_e, (tried, true, chance))
+        pinned = _named(controls, flag(log_e, judged), log_e)
     together = pair_contrast(columns, population, consistency, columns.peer_votes, columns.judged)
     trimmed = _trimmed(columns, population, consistency, log_e)
     keeps = _sure(trimmed) and controls.vote_evidence(columns.judged)
     # Who is named was chosen for agreeing with itself, over long lags too; where all do, all are asked.
     named = np.count_nonzero(pinned) >= enough_persons(judged) and not keeps
     last, _ = votes_last(controls, observation, pinned if named else columns.judged, None)
-    tried, true = _counts(observation.same_destination, columns)
-    chance = _repeat_chance(columns, population)
     linked = _linked(observation, controls, (tried, true, chance)) & ~pinned
     if not controls.return_evidence(linked):
         linked = np.zeros_like(linked)
@@ -269,13 +273,33 @@ def _linked(observation: Observation, controls: Controls, trials: tuple[Floats, 
     among = int(np.count_nonzero(tried))
     if controls.returns is None or observation.lone_returns is None:
         return flag(log_e, among)
-    total, both, mine, other = controls.returns.sum(axis=2)
+    total, _, mine, other = controls.returns.sum(axis=2)
     signed = sign_evidence(mine, other, controls.even)
-    usual = float(chance.mean()) if chance.size else 1.0
-    if (both + other).sum() > total.sum() * usual + SIGMAS * np.sqrt(total.sum() + 1):
-        return flag(np.where(total > 0, signed, -np.inf), among)  # sites decide for everybody
+    if _sites_decide(controls, chance):
+        return flag(np.where(total > 0, signed, -np.inf), among)
     mean = np.logaddexp(signed, np.where(np.isfinite(log_e), log_e, 0.0)) - np.log(2)
     return flag(np.where(tried > 0, mean, -np.inf), among)
+
+
+def _with_returns(controls: Controls, log_e: Floats, trials: tuple[Floats, Floats, Floats]) -> Floats:
+    """The evidence that a peer keeps an exit everywhere, with what its returns say where its votes lean.
+
+    Given the votes, a return is one more draw: the product is an e-value, whatever decides from which votes
+    on it is taken. Where sites decide for everybody returns say nothing of a peer.
+    """
+    tried, true, chance = trials
+    if controls.returns is None or _sites_decide(controls, chance):
+        return log_e
+    told = trial_evidence(tried, true, chance)
+    return np.where((log_e >= _VOTES_LEAN) & np.isfinite(told), log_e + told, log_e)
+
+
+def _sites_decide(controls: Controls, chance: Floats) -> bool:
+    """Whether others meet the exit that somebody else had at a site oftener than chance gives."""
+    assert controls.returns is not None  # noqa: S101
+    total, both, _, other = controls.returns.sum(axis=2)
+    usual = float(chance.mean()) if chance.size else 1.0
+    return bool((both + other).sum() > total.sum() * usual + SIGMAS * np.sqrt(total.sum() + 1))
 
 
 def _counts(trials: Trials, columns: Columns) -> tuple[Floats, Floats]:
