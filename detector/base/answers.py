@@ -228,6 +228,7 @@ class StatusAnswer(TypedDict):
     configuration: ConfigurationAnswer
     hook: str
     page: str
+    runbooks: str
     waiting: str
     rules_not_understood: int
     lost: dict[str, int]

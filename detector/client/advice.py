@@ -16,7 +16,7 @@ class Advice:
     Attributes:
         what: one sentence.
         commands: each with what it is for.
-        runbook: where the relay itself serves the runbook that says more, None where nothing is wrong.
+        runbook: where the runbook is that says more, None where nothing is wrong.
     """
 
     what: str
@@ -78,4 +78,4 @@ def _unknown(status: StatusAnswer) -> Advice:
 
 
 def _link(status: StatusAnswer, runbook: str | None) -> str | None:
-    return None if runbook is None else f"{status['page']}/runbooks/{runbook}.md"
+    return None if runbook is None else f"{status['runbooks']}/{runbook}.md"

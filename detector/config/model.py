@@ -175,7 +175,8 @@ class Config:
             ),
             "null for the relay's own copies",
         ),
-        "Where the runbooks are that messages link to, as BASE/NAME.md.",
+        "Where the runbooks are that `exitprint status` links to, as BASE/NAME.md.",
+        live=True,
         example="https://wiki.example.net/exitprint/runbooks",
         said="the copies that the relay itself serves at `listen`, under /runbooks",
     )

@@ -130,6 +130,7 @@ def status(now: Snapshot, about: About) -> dict[str, object]:
         },
         "hook": about.hook,
         "page": about.page,
+        "runbooks": about.config.runbooks or f"{about.page}/runbooks",
         "waiting": now.waiting,
         "rules_not_understood": now.not_understood,
         "canaries": [_canary(place) for place in now.canaries],

@@ -64,6 +64,7 @@ REPORT = {
     "configuration": {"last_reload_successful": True, "read": None, "restart_needed": []},
     "hook": "netfilter",
     "page": "http://127.0.0.1:9973",
+    "runbooks": "http://127.0.0.1:9973/runbooks",
     "rules_not_understood": 1,
     "waiting": "",
     "lost": {},

@@ -303,3 +303,12 @@ def test_watch_on_a_terminal(snapshot: Snapshot) -> None:
     assert isinstance(console.file, io.StringIO)
     assert "What to do first" in console.file.getvalue()
     assert "nobody there" in console.file.getvalue()
+
+
+def test_runbooks_are_where_the_configuration_says() -> None:
+    """One setting moves every link: an operator's own wiki, or the relay's copies where nothing is set."""
+    wiki = "https://wiki.example.net/exitprint"
+    own = advice_for(status_of(Snapshot(), waiting="WireGuard")).runbook
+    named = advice_for({**status_of(Snapshot(), waiting="WireGuard"), "runbooks": wiki}).runbook
+    assert str(own).startswith(f"{PAGE}/runbooks/")
+    assert named == f"{wiki}/{str(own).rpartition('/')[2]}"
