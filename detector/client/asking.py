@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import unicodedata
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,9 +17,8 @@ from detector.base.answers import (
     StatusAnswer,
 )
 from detector.base.errors import HostError
+from detector.base.plain import clean
 from detector.publish.inspect.socket import ask
-
-_REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,14 +60,3 @@ class Service:
                 "use the command of the release that runs: systemctl restart exitprint after an upgrade",
             )
         return cast(dict[str, Any], clean(answer))
-
-
-def clean(value: Any) -> Any:
-    """The same without characters that steer a terminal or turn the direction of a line."""
-    if isinstance(value, str):
-        return "".join(_REPLACEMENT if unicodedata.category(one) in ("Cc", "Cf") else one for one in value)
-    if isinstance(value, dict):
-        return {clean(key): clean(one) for key, one in value.items()}
-    if isinstance(value, list):
-        return [clean(one) for one in value]
-    return value

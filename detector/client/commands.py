@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import sys
@@ -15,7 +16,7 @@ from typing import Any, TypeVar
 import click
 from rich.console import Console, RenderableType
 
-from detector.base.errors import UsageError
+from detector.base.errors import HostError, UsageError
 from detector.base.family import Family
 from detector.base.verdicts import VERDICTS
 from detector.client import watching
@@ -31,6 +32,23 @@ _LEAST_INTERVAL = 0.2
 _WIDE = 180  # columns of a table that goes through a pipe
 
 Command = TypeVar("Command", bound=Callable[..., Any])
+
+
+def _understood(command: Command) -> Command:
+    """Say what is the matter where an answer has another shape than it should: no traceback is for people."""
+
+    @functools.wraps(command)
+    def guarded(*arguments: Any, **options: Any) -> Any:
+        try:
+            return command(*arguments, **options)
+        except (AttributeError, IndexError, KeyError, OverflowError, TypeError, ValueError) as error:
+            raise HostError(
+                f"the service's answer is none that this command understands ({type(error).__name__})",
+                "is it the same release? see: exitprint --version",
+            ) from None
+
+    return guarded  # type: ignore[return-value]
+
 
 _socket = click.option(
     "--socket",
@@ -48,6 +66,7 @@ _json = click.option("--json", "as_json", is_flag=True, help="Print one JSON obj
 @_socket
 @_json
 @click.option("--check", is_flag=True, help="Say it by the exit status too, for scripts.")
+@_understood
 def status(path: Path, as_json: bool, check: bool) -> None:
     """Ask the running service for its verdict, why, since when, on what evidence, and what to do."""
     answer = Service(path).status()
@@ -64,6 +83,7 @@ def status(path: Path, as_json: bool, check: bool) -> None:
 @click.option("--verdict", type=click.Choice([one.value for one in VERDICTS]), help="Only these.")
 @click.option("--family", type=click.Choice([one.value for one in Family]), help="Only this family.")
 @click.option("--limit", type=click.IntRange(1, 1000), default=20, show_default=True)
+@_understood
 def peers(path: Path, as_json: bool, **arguments: object) -> None:
     """List the peers, the riskiest first, by pseudonym: one line for each tunnel address with flows."""
     answer = Service(path).peers(arguments)
@@ -74,6 +94,7 @@ def peers(path: Path, as_json: bool, **arguments: object) -> None:
 @_socket
 @_json
 @click.argument("pseudonym")
+@_understood
 def explain(path: Path, as_json: bool, pseudonym: str) -> None:
     """Show the exits of the peer PSEUDONYM, its contrasts against chance, and what is found.
 
@@ -86,6 +107,7 @@ def explain(path: Path, as_json: bool, pseudonym: str) -> None:
 @click.command(short_help="What changed, and when.")
 @_socket
 @_json
+@_understood
 def history(path: Path, as_json: bool) -> None:
     """List changes of verdict, rules, coverage and state since the service started, the newest last."""
     answer = Service(path).history()
@@ -96,6 +118,7 @@ def history(path: Path, as_json: bool) -> None:
 @_socket
 @_json
 @click.option("--public", is_flag=True, help="Leave out and round what could say something of a peer.")
+@_understood
 def report(path: Path, as_json: bool, public: bool) -> None:
     """Write what is the matter with the relay, for a ticket or a list: numbers in bins, and no address.
 
@@ -111,6 +134,7 @@ def report(path: Path, as_json: bool, public: bool) -> None:
 @click.command(short_help="What the service has in memory now.")
 @_socket
 @_json
+@_understood
 def retention(path: Path, as_json: bool) -> None:
     """Say exactly what the service holds in memory, how much of it, and for how long."""
     answer = Service(path).retention()
@@ -121,6 +145,7 @@ def retention(path: Path, as_json: bool) -> None:
 @_socket
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object a line, one for each change.")
 @click.option("--interval", type=click.FloatRange(_LEAST_INTERVAL), default=1.0, show_default=True)
+@_understood
 def watch(path: Path, as_json: bool, interval: float) -> None:
     """Show the status live; through a pipe, one line for each change. Ends with Ctrl-C."""
     service = Service(path)
@@ -144,7 +169,7 @@ def _print(answer: Mapping[str, object], view: RenderableType, as_json: bool, wi
 
 def _console(width: int = 0) -> Console:
     """Standard output; through a pipe at least so many columns, unless COLUMNS says how many."""
-    console = Console(highlight=False)
+    console = Console(highlight=False, markup=False)
     if console.is_terminal or "COLUMNS" in os.environ:
         return console
-    return Console(highlight=False, width=max(console.width, width))
+    return Console(highlight=False, markup=False, width=max(console.width, width))

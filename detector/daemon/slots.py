@@ -11,9 +11,9 @@ import base64
 import hashlib
 import secrets
 from collections import deque
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from detector.base.canaries import canary_pseudonym
 from detector.base.family import Address
@@ -129,12 +129,15 @@ class SlotTable:
         capacity: slots of the kernel tables; numbers are below it.
         canaries: the name of each by tunnel address.
         keep: seconds for which the slot of an address that has left is kept, unless there is need of room.
+        shuffle: brings new ones into an order. Addresses are handed out in theirs, and a number that follows
+            it would tell the aggregator which address it stands for.
     """
 
     capacity: int
     canaries: Mapping[Address, str] = field(default_factory=dict, repr=False)
     keep: float = 0.0
     pseudonyms: Pseudonyms = field(default_factory=Pseudonyms, repr=False)
+    shuffle: Callable[[list[Any]], None] = field(default=secrets.SystemRandom().shuffle, repr=False)
     _slots: dict[_Owner, Slot] = field(default_factory=dict, repr=False)
     _kept: dict[bytes, _Kept] = field(default_factory=dict, repr=False)
     _secret: bytes = field(default_factory=lambda: secrets.token_bytes(32), repr=False)
@@ -182,6 +185,7 @@ class SlotTable:
         ended = [self._give_up(place) for place in self._taken_over(new, others)]
         added = [self._back(owner, wanted[owner]) for owner in new if self._place(owner) in self._kept]
         fresh = [owner for owner in new if owner not in self._slots]
+        self.shuffle(fresh)
         room = self.capacity - self.taken
         added += [self._add(owner, wanted[owner]) for owner in fresh[:room]]
         refused = len(fresh) - min(len(fresh), max(room, 0))

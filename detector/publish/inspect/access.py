@@ -57,6 +57,15 @@ def access_of(config: Config) -> Access:
     return Access(owner, group, config.socket_mode)
 
 
+def is_root(client: socket.socket) -> bool:
+    """Whether it is root who connected."""
+    try:
+        raw = client.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
+    except OSError:
+        return False
+    return bool(_CREDENTIALS.unpack(raw)[1] == 0)
+
+
 def is_authorized(client: socket.socket, access: Access) -> bool:
     """Whether whoever connected may ask; the kernel kept who that was at the time of connecting.
 

@@ -23,13 +23,16 @@ from pathlib import Path
 from typing import Any
 
 from detector.base.errors import EXIT_HOST, EXIT_USAGE, ExitprintError, HostError, NotYet, UsageError
+from detector.base.plain import clean
 from detector.logs import get_logger
-from detector.publish.inspect.access import Access, is_authorized, restrict_socket
+from detector.publish.discretion import coarse
+from detector.publish.inspect.access import Access, is_authorized, is_root, restrict_socket
 
 _log = get_logger()
 
 _TIMEOUT = 5.0  # seconds that a client has for all
 _LONGEST_REQUEST = 4096
+_LONGEST_ANSWER = 64 << 20
 _MOST_CLIENTS = 32
 _BACKLOG = 32
 _PAUSE = 0.1
@@ -129,12 +132,14 @@ class _Client:
 
     Attributes:
         deadline: on the clock that only goes forward.
+        is_root: it may see every count as it is.
         asked: what it has sent.
         answer: what it has still to get, None as long as it has not asked.
     """
 
     socket: socket.socket
     deadline: float
+    is_root: bool
     asked: bytearray = field(default_factory=bytearray)
     answer: memoryview | None = None
 
@@ -183,7 +188,7 @@ class _Server:
             return
         if len(self._clients) >= _MOST_CLIENTS:
             self._drop(self._clients[0])
-        client = _Client(end, time.monotonic() + _TIMEOUT)
+        client = _Client(end, time.monotonic() + _TIMEOUT, is_root(end))
         self._clients.append(client)
         self._selector.register(end, selectors.EVENT_READ, client)
 
@@ -215,11 +220,11 @@ class _Server:
         line, end, _ = client.asked.partition(b"\n")
         if not end and chunk and len(client.asked) <= _LONGEST_REQUEST:
             return False
-        client.answer = memoryview(_line(self._answer(bytes(line))))
+        client.answer = memoryview(_line(self._answer(bytes(line), is_root=client.is_root)))
         self._selector.modify(client.socket, selectors.EVENT_WRITE, client)
         return _send(client)
 
-    def _answer(self, line: bytes) -> dict[str, Any]:
+    def _answer(self, line: bytes, *, is_root: bool) -> dict[str, Any]:
         if len(line) > _LONGEST_REQUEST:
             return _error(f"a request has at most {_LONGEST_REQUEST} bytes", "", EXIT_USAGE)
         asked = _parsed(line)
@@ -228,7 +233,8 @@ class _Server:
         if answer is None:
             return _error(f"requests are: {', '.join(self._answers)}", "", EXIT_USAGE)
         try:
-            return answer(asked)
+            told = answer(asked)
+            return told if is_root else coarse(told)
         except ExitprintError as error:
             return _error(error.what, error.hint, error.status)
         except Exception:
@@ -275,7 +281,7 @@ def ask(path: Path, request: str, **arguments: Any) -> dict[str, Any]:
             with contextlib.suppress(BrokenPipeError):  # refused already: the answer says so
                 client.sendall(_line({"request": request, **arguments}))
             with client.makefile("rb") as lines:
-                answer: dict[str, Any] = json.loads(lines.readline())
+                answer = _parsed(lines.readline(_LONGEST_ANSWER))
         except PermissionError as error:
             raise HostError(
                 f"the service's socket {path} is not for this user",
@@ -283,7 +289,10 @@ def ask(path: Path, request: str, **arguments: Any) -> dict[str, Any]:
             ) from error
         except (OSError, ValueError) as error:
             raise NotYet(f"the service does not answer at {path}", "is it running? see its log") from error
+    if not answer:
+        raise NotYet(f"the service does not answer at {path}", "is it running? see its log")
     if "error" in answer:
         kind = UsageError if answer.get("status") == EXIT_USAGE else HostError
-        raise kind(f"the service refuses: {answer['error']}", answer.get("hint", ""))
+        # It may have been taken over, and who reads this may be root.
+        raise kind(f"the service refuses: {clean(str(answer['error']))}", clean(str(answer.get("hint", ""))))
     return answer

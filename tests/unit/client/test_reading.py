@@ -17,10 +17,10 @@ from rich.console import Console, RenderableType
 
 from detector.base.answers import SCHEMA_VERSION, PeersAnswer, StatusAnswer
 from detector.base.errors import HostError, NotYet, UsageError
+from detector.base.plain import clean
 from detector.base.verdicts import LEAKS, VERDICT_WORDS, VERDICTS, Reason, Verdict
 from detector.client import asking, watching
 from detector.client.advice import advice_for
-from detector.client.asking import clean
 from detector.client.checking import check_status
 from detector.client.render import (
     explain_view,

@@ -45,6 +45,7 @@ class Bench:
         relay = self.relay
         self.edges = Edges(self.tables, relay.votes, relay.rules, relay.read, self.clock, lambda: 99)
         self.it = Sensor(config, self.edges, self.link)
+        self.it.slots.shuffle = lambda _: None
 
     def step(self) -> list[Any]:
         """One look; returns what was said."""

@@ -12,10 +12,16 @@ from hypothesis import strategies as st
 
 from detector.base.canaries import canary_name
 from detector.base.errors import HostError
+from detector.base.family import Address
 from detector.daemon.slots import Pseudonyms, SlotTable
 from detector.wireguard.model import AllowedIp, Interface, InterfacePeers, Kind, PublicKey, Snapshot
 
 A, B, C = (PublicKey(letter * 32) for letter in (b"a", b"b", b"c"))
+
+
+def ordered(capacity: int, canaries: Mapping[Address, str] | None = None, keep: float = 0.0) -> SlotTable:
+    """A table whose numbers follow the order in which peers are read, so that a test can name them."""
+    return SlotTable(capacity, canaries or {}, keep, shuffle=lambda _: None)
 
 
 def ip(last: int) -> AllowedIp:
@@ -31,7 +37,7 @@ def snapshot(peers: Mapping[PublicKey, list[int]], ifindex: int = 7, name: str =
 
 def test_each_allowed_ip_has_a_slot() -> None:
     """A peer with two tunnel addresses has two slots and one pseudonym."""
-    table = SlotTable(8)
+    table = ordered(8)
     changes = table.update(snapshot({A: [1, 2], B: [3]}))
     assert [(slot.number, slot.allowed) for slot in changes.added] == [(0, ip(1)), (1, ip(2)), (2, ip(3))]
     first, second, other = (slot.pseudonym for slot in changes.added)
@@ -41,7 +47,7 @@ def test_each_allowed_ip_has_a_slot() -> None:
 
 def test_an_unchanged_snapshot_changes_nothing() -> None:
     """The second of two equal snapshots is no change."""
-    table = SlotTable(8)
+    table = ordered(8)
     table.update(snapshot({A: [1], B: [2]}))
     changes = table.update(snapshot({A: [1], B: [2]}))
     assert not (changes.added or changes.retired or changes.moved or changes.refused)
@@ -49,7 +55,7 @@ def test_an_unchanged_snapshot_changes_nothing() -> None:
 
 def test_a_moved_address_gets_another_slot() -> None:
     """An address that moves to another peer leaves the old slot and takes a new one."""
-    table = SlotTable(8)
+    table = ordered(8)
     table.update(snapshot({A: [1], B: [2]}))
     changes = table.update(snapshot({A: [], B: [2, 1]}))
     assert [slot.number for slot in changes.retired] == [0]
@@ -58,7 +64,7 @@ def test_a_moved_address_gets_another_slot() -> None:
 
 def test_a_slot_waits_for_its_release() -> None:
     """The number of a peer that is gone is nobody's until it is released."""
-    table = SlotTable(1)
+    table = ordered(1)
     table.update(snapshot({A: [1]}))
     changes = table.update(snapshot({B: [2]}))
     assert ([slot.number for slot in changes.retired], changes.added, changes.refused) == ([0], (), 1)
@@ -69,7 +75,7 @@ def test_a_slot_waits_for_its_release() -> None:
 
 def test_only_retired_slots_are_released() -> None:
     """Releasing a slot that is in use, free or unknown is refused."""
-    table = SlotTable(2)
+    table = ordered(2)
     table.update(snapshot({A: [1]}))
     for number in (0, 1, 9):
         with pytest.raises(ValueError, match="not retired"):
@@ -78,7 +84,7 @@ def test_only_retired_slots_are_released() -> None:
 
 def test_a_full_table_counts_who_is_left_out() -> None:
     """What does not fit is counted at each update, and nobody loses a slot for it."""
-    table = SlotTable(2)
+    table = ordered(2)
     assert table.update(snapshot({A: [1, 2], B: [3, 4], C: [5]})).refused == 3
     assert table.update(snapshot({A: [1, 2], B: [3, 4], C: [5]})).refused == 3
     assert [slot.allowed for slot in table.slots()] == [ip(1), ip(2)]
@@ -86,7 +92,7 @@ def test_a_full_table_counts_who_is_left_out() -> None:
 
 def test_a_new_ifindex_keeps_the_slots() -> None:
     """An interface that is created anew keeps its peers' slots under the new ifindex."""
-    table = SlotTable(4)
+    table = ordered(4)
     table.update(snapshot({A: [1]}, ifindex=7))
     changes = table.update(snapshot({A: [1]}, ifindex=9))
     assert [(slot.number, slot.ifindex) for slot in changes.moved] == [(0, 9)]
@@ -95,7 +101,7 @@ def test_a_new_ifindex_keeps_the_slots() -> None:
 
 def test_an_unread_interface_keeps_its_peers() -> None:
     """A failed reading retires nobody; a vanished interface retires its peers."""
-    table = SlotTable(4)
+    table = ordered(4)
     table.update(snapshot({A: [1]}))
     assert not table.update(Snapshot((), unread={"wg0": HostError("busy")})).retired
     assert len(table.update(Snapshot((), missing=("wg0",))).retired) == 1
@@ -103,14 +109,14 @@ def test_an_unread_interface_keeps_its_peers() -> None:
 
 def test_equal_addresses_on_two_interfaces() -> None:
     """The same address on another interface is another slot."""
-    table = SlotTable(4)
+    table = ordered(4)
     both = snapshot({A: [1]}).interfaces + snapshot({A: [1]}, ifindex=8, name="wg1").interfaces
     assert [slot.ifindex for slot in table.update(Snapshot(both)).added] == [7, 8]
 
 
 def test_pseudonyms_come_back_and_say_nothing() -> None:
     """A peer that comes back has its pseudonym again; another start gives it another."""
-    table = SlotTable(4)
+    table = ordered(4)
     (first,) = table.update(snapshot({A: [1]})).added
     table.update(snapshot({}))
     (again,) = table.update(snapshot({A: [1]})).added
@@ -130,7 +136,7 @@ def test_pseudonyms_do_not_collide() -> None:
 
 def test_nothing_prints_a_peer() -> None:
     """Neither the table nor a change shows a key or an address."""
-    table = SlotTable(4)
+    table = ordered(4)
     changes = table.update(snapshot({A: [1]}))
     text = f"{table} {changes} {table._slots}"
     for secret in ("10.0.0.1", "\\n\\x00\\x00\\x01", "aaaa", A.hex()):
@@ -144,7 +150,7 @@ def test_nothing_prints_a_peer() -> None:
 )
 def test_no_number_is_ever_shared(steps: list[tuple[dict[PublicKey, set[int]], bool]]) -> None:
     """Whatever comes and goes, a number passes on only through a release, and the counts add up."""
-    table, owners, waiting = SlotTable(6), dict[int, tuple[str, AllowedIp]](), set[int]()
+    table, owners, waiting = ordered(6), dict[int, tuple[str, AllowedIp]](), set[int]()
     for peers, release in steps:
         changes = table.update(snapshot({key: sorted(addresses) for key, addresses in peers.items()}))
         for slot in changes.retired:
@@ -164,7 +170,7 @@ def test_no_number_is_ever_shared(steps: list[tuple[dict[PublicKey, set[int]], b
 
 def test_a_canary_has_its_name_and_nobody_else_has() -> None:
     """The declared address is called by name; another one of the key, and a network around it, are not."""
-    table = SlotTable(8, {ip_address("10.0.0.2"): "c1"})
+    table = ordered(8, {ip_address("10.0.0.2"): "c1"})
     wide = AllowedIp(bytes([10, 0, 0, 2]), 31)
     known = {A: (ip(1), ip(2)), B: (wide,)}
     changes = table.update(Snapshot((InterfacePeers(Interface("wg0", 7, Kind.KERNEL), known),)))
@@ -179,7 +185,7 @@ def test_a_canary_has_its_name_and_nobody_else_has() -> None:
 @pytest.mark.parametrize(("away", "same"), [(99.0, True), (100.0, False)])
 def test_a_slot_is_kept_for_an_address_that_left(away: float, same: bool) -> None:
     """An address that is back in time has its slot and name, whatever its key; later its slot is retired."""
-    table = SlotTable(8, keep=100.0)
+    table = ordered(8, keep=100.0)
     (before,) = table.update(snapshot({A: [1]}), 0.0).added
     left = table.update(snapshot({}), 10.0)
     assert (left.left, left.retired, left.ended, table.taken) == ((before,), (), (), 1)
@@ -195,7 +201,7 @@ def test_a_slot_is_kept_for_an_address_that_left(away: float, same: bool) -> Non
 
 def test_an_address_that_goes_to_somebody_else_is_another_person() -> None:
     """A key that was there before and takes over an address gets another slot; the kept one ends at once."""
-    table = SlotTable(8, keep=100.0)
+    table = ordered(8, keep=100.0)
     table.update(snapshot({A: [1, 3], B: [2]}), 0.0)
     changes = table.update(snapshot({A: [3], B: [2, 1]}), 1.0)
     assert ([slot.number for slot in changes.left], changes.ended) == ([0], (0,))
@@ -207,7 +213,7 @@ def test_an_address_that_goes_to_somebody_else_is_another_person() -> None:
 
 def test_the_oldest_kept_slots_go_when_there_is_need_of_room() -> None:
     """A full table lets go of those who left first, as many as are wanted."""
-    table = SlotTable(3, keep=1000.0)
+    table = ordered(3, keep=1000.0)
     table.update(snapshot({A: [1, 2, 3]}), 0.0)
     table.update(snapshot({A: [1, 2]}), 1.0)
     table.update(snapshot({A: [1]}), 2.0)
@@ -222,10 +228,19 @@ def test_the_oldest_kept_slots_go_when_there_is_need_of_room() -> None:
 
 def test_what_is_kept_says_no_address() -> None:
     """A slot that waits for its address holds a hash of it, under a key that is drawn at start."""
-    tables = SlotTable(4, keep=1000.0), SlotTable(4, keep=1000.0)
+    tables = ordered(4, keep=1000.0), ordered(4, keep=1000.0)
     for table in tables:
         table.update(snapshot({A: [1]}), 0.0)
         table.update(snapshot({}), 1.0)
     first, second = (list(table._kept) for table in tables)
     assert first != second
     assert bytes([10, 0, 0, 1]) not in first[0]
+
+
+def test_numbers_do_not_follow_the_addresses() -> None:
+    """Peers are read in the order of their addresses, and their numbers say nothing of it."""
+    table = SlotTable(500)
+    peers = {PublicKey(bytes([number]) * 32): [number] for number in range(250)}
+    added = table.update(snapshot(peers)).added
+    assert sorted(slot.number for slot in added) == list(range(250))
+    assert sum(slot.allowed == ip(slot.number) for slot in added) < 15

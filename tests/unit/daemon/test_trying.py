@@ -280,6 +280,10 @@ def test_nothing_that_the_aggregator_is_told_leads_to_a_tunnel_address(seed: int
     messages = bench.link.sent
     numbers = [slot.number for slot in bench.slots]
     assert right(invert(told_by_slot(messages), numbers, bench.addresses), bench) <= 3
+    for family in Family:  # and neither by their order, in which addresses are handed out
+        here = sorted(one.number for one in bench.slots if one.allowed.family is family)
+        ordered = sorted((one for one in bench.addresses if one.version == family.version), key=int)
+        assert right(dict(zip(here, ordered, strict=True)), bench) <= 8
     text = b" ".join(encode(one) for one in messages).decode()
     for address in bench.addresses:
         assert str(address) not in text

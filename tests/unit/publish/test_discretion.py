@@ -13,7 +13,7 @@ import pytest
 from detector.analysis.verdict import judge
 from detector.config.model import Config
 from detector.counts.load import Column, Load, load_of
-from detector.publish.discretion import binned, discreet
+from detector.publish.discretion import binned, coarse, discreet
 from detector.publish.page.render import View, render
 from detector.publish.snapshot import About, Snapshot
 from tests.unit.publish.page.moments import observed, pool_of
@@ -68,3 +68,17 @@ def test_one_peers_flows_change_nothing_on_the_page() -> None:
     assert exits[0]
     assert exits[0] == exits[1]
     assert "fewer than 5 peers, so not told" in pages[0]
+
+
+def test_who_is_not_root_sees_counts_in_bins() -> None:
+    """At any depth; shares, names and the rest are as they are."""
+    told = {
+        "peers": [{"pseudonym": "p", "flows": 1003, "exit_share": 0.5, "exits": [{"flows": 7, "votes": 1}]}],
+        "window": 86400,
+        "flows": None,
+    }
+    assert coarse(told) == {
+        "peers": [{"pseudonym": "p", "flows": 1010, "exit_share": 0.5, "exits": [{"flows": 7, "votes": 1}]}],
+        "window": 86400,
+        "flows": None,
+    }
