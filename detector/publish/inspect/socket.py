@@ -25,7 +25,7 @@ from typing import Any
 from detector.base.errors import EXIT_HOST, EXIT_USAGE, ExitprintError, HostError, NotYet, UsageError
 from detector.base.plain import clean
 from detector.logs import get_logger
-from detector.publish.discretion import coarse
+from detector.publish.bins import coarse
 from detector.publish.inspect.access import Access, is_authorized, is_root, restrict_socket
 
 _log = get_logger()
@@ -227,7 +227,7 @@ class _Server:
     def _answer(self, line: bytes, *, is_root: bool) -> dict[str, Any]:
         if len(line) > _LONGEST_REQUEST:
             return _error(f"a request has at most {_LONGEST_REQUEST} bytes", "", EXIT_USAGE)
-        asked = _parsed(line)
+        asked = _parsed(line) or {}
         request = asked.get("request")
         answer = self._answers.get(request) if isinstance(request, str) else None
         if answer is None:
@@ -249,13 +249,13 @@ def _send(client: _Client) -> bool:
     return not client.answer
 
 
-def _parsed(line: bytes) -> dict[str, Any]:
-    """The object on a line, or an empty one."""
+def _parsed(line: bytes) -> dict[str, Any] | None:
+    """The object on a line, None where there is none."""
     try:
         asked = json.loads(line)
     except (ValueError, RecursionError):
-        return {}
-    return asked if isinstance(asked, dict) else {}
+        return None
+    return asked if isinstance(asked, dict) else None
 
 
 def _error(what: str, hint: str, status: int) -> dict[str, Any]:
@@ -289,7 +289,7 @@ def ask(path: Path, request: str, **arguments: Any) -> dict[str, Any]:
             ) from error
         except (OSError, ValueError) as error:
             raise NotYet(f"the service does not answer at {path}", "is it running? see its log") from error
-    if not answer:
+    if answer is None:
         raise NotYet(f"the service does not answer at {path}", "is it running? see its log")
     if "error" in answer:
         kind = UsageError if answer.get("status") == EXIT_USAGE else HostError

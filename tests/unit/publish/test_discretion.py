@@ -13,7 +13,8 @@ import pytest
 from detector.analysis.verdict import judge
 from detector.config.model import Config
 from detector.counts.load import Column, Load, load_of
-from detector.publish.discretion import binned, coarse, discreet
+from detector.publish.bins import binned, coarse
+from detector.publish.discretion import discreet
 from detector.publish.page.render import View, render
 from detector.publish.snapshot import About, Snapshot
 from tests.unit.publish.page.moments import observed, pool_of
