@@ -83,6 +83,18 @@ class Program:
         self.pairs.drain()
         self._base = read_outcomes(self.maps)
 
+    @classmethod
+    def of(cls, relay: Relay, loaded: loader.Loaded, sizes: Tables) -> Program:
+        """With a table of pairs of its own."""
+        return cls(relay, loaded, sizes, PairTables(loaded.descriptors, sizes, Control(loaded.descriptors)))
+
+    def untracked(self) -> int:
+        """Packets without a conntrack entry, those of the tests' own barriers among them."""
+        now = read_outcomes(self.maps)
+        return sum(
+            now[family, Outcome.UNTRACKED] - self._base[family, Outcome.UNTRACKED] for family in Family
+        )
+
     def add(self, address: Address | IPv4Network | IPv6Network, ifindex: int | None = None) -> int:
         """Give a tunnel address, or a network of them, a slot."""
         slot = next(self._numbers)

@@ -131,6 +131,19 @@ class Relay:
     sink: Namespace
     tun0: int
     tun1: int
+    out0: int
+
+    @contextmanager
+    def owning(self, *addresses: Address) -> Iterator[tuple[Address, ...]]:
+        """Addresses that are routed to the sender meanwhile, as a peer's own."""
+        gateways = {4: "172.31.0.2", 6: "fd31:0::2"}
+        ip_batch([f"route add {one} via {gateways[one.version]}" for one in addresses], self.middle)
+        ip_batch([f"route add local {one} dev lo" for one in addresses], self.sender)
+        try:
+            yield addresses
+        finally:
+            ip_batch([f"route del {one}" for one in addresses], self.middle)
+            ip_batch([f"route del local {one} dev lo" for one in addresses], self.sender)
 
     def rules(self, *lines: str, rules6: Iterable[str] = (), tables: str = "") -> None:
         """Set the source NAT rules of both families, and whole tables beside them."""
@@ -228,7 +241,7 @@ def _wire(sender: Namespace, other: Namespace, middle: Namespace, sink: Namespac
         subprocess.run(["nft", "-f", "-"], input=_QUIET, text=True, check=True)
     with entered(middle):
         return Relay(
-            sender, other, middle, sink, socket.if_nametoindex("tun0"), socket.if_nametoindex("tun1")
+            sender, other, middle, sink, *(socket.if_nametoindex(name) for name in ("tun0", "tun1", "out0"))
         )
 
 
