@@ -104,6 +104,9 @@ class TableWriter(Protocol):
     def set_pools(self, ranges: Sequence[tuple[Address, Address]]) -> int:
         """Name the exit ranges; returns how many did not fit."""
 
+    def unattributed(self) -> int:
+        """Flows since the start that belong to no slot."""
+
     def run_time(self) -> RunTime:
         """How often the kernel program ran, and how long in all."""
 

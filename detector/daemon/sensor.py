@@ -49,7 +49,7 @@ from detector.daemon.messages import (
     for_aggregator,
 )
 from detector.daemon.notices import Notices
-from detector.daemon.notify import BEAT, Supervisor
+from detector.daemon.notify import Supervisor
 from detector.daemon.slots import Changes, Slot, SlotTable
 from detector.daemon.trying import Trier
 from detector.daemon.warnings import Warnings
@@ -90,6 +90,10 @@ class Edges:
     resident: Callable[[], int] = resident_bytes
 
 
+_EARLIEST = 1.0  # seconds from one look at WireGuard to the next
+_GLANCE = 0.5  # seconds between two looks at how many flows belong to nobody
+
+
 class Sensor:
     """Follows WireGuard and the rules.
 
@@ -115,6 +119,7 @@ class Sensor:
         self._mapping = NatMapping.nothing()
         self._epoch = 0
         self._refused = 0
+        self._strange, self._peers_read, self._patience = 0, 0.0, _EARLIEST
         self._watching = self._looked = False
         self._trier = Trier(config.tables.peers)
         self._aged = edges.clock.monotonic()
@@ -189,6 +194,15 @@ class Sensor:
             self._channel.send(Trials(epoch, trials))
         except TooLong:  # sums alone fit: there are some for each rule
             self._channel.send(Trials(epoch, tuple(replace(one, flagged=None) for one in trials)))
+
+    def is_wanted(self) -> bool:
+        """Whether flows of nobody have come in since the last look: somebody may be new.
+
+        One that was looked for in vain is looked for ever later, an interval at most.
+        """
+        if self._edges.clock.monotonic() - self._peers_read < self._patience:
+            return False
+        return self._edges.tables.unattributed() > self._strange
 
     def hear(self, wait: float) -> None:
         """Listen to the aggregator for so many seconds.
@@ -267,6 +281,8 @@ class Sensor:
     def _follow_peers(self) -> str:
         """Look at WireGuard; returns what is waited for, empty for nothing."""
         self._watching = False
+        before, self._strange = self._strange, self._edges.tables.unattributed()
+        self._peers_read = self._edges.clock.monotonic()
         try:
             snapshot = self._edges.peers(self._config.wireguard)
         except ExitprintError as error:
@@ -275,6 +291,8 @@ class Sensor:
         self._tell_interfaces(snapshot)
         changes = self.slots.update(snapshot, self._edges.clock.monotonic())
         self._refused = changes.refused
+        in_vain = self._strange > before and not changes.added
+        self._patience = min(2 * self._patience, self._config.interval) if in_vain else _EARLIEST
         if changes.refused:
             self._warnings.warn_once(
                 "slots", "more tunnel addresses than tables.peers has room for", None, changes.refused
@@ -425,15 +443,17 @@ def _loop(
                 waiting += notices.filenos()
             else:
                 left = min(left, rested - time.monotonic())
-            select.select(waiting, [], [], max(min(left, BEAT), 0.0))
+            select.select(waiting, [], [], max(min(left, _GLANCE), 0.0))
             sensor.hear(0.0)
-            if rested <= time.monotonic() and notices.taken():
+            if rested <= time.monotonic() and (notices.taken() or sensor.is_wanted()):
                 following = time.monotonic()
             sensor.supervisor.beat(time.monotonic())
             if channel.stalled() > _HALF_PATIENCE:
                 raise Stalled("the aggregator has left half a message lying")
             if hangup.taken():
                 sensor.reload(path)
+                following = time.monotonic()
+            if sensor.is_wanted():
                 following = time.monotonic()
 
 

@@ -47,7 +47,8 @@ FRUGAL = {"MALLOC_ARENA_MAX": "1", "MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TR
 
 # The program stays out of the aggregator's reach: whoever has it can attach it once more.
 _SENSOR_MAPS = (
-    "peers", "networks4", "networks6", "watched", "pools", "evidences", "program", "link0", "link1",
+    "peers", "networks4", "networks6", "watched", "pools", "evidences", "outcomes",
+    "program", "link0", "link1",
 )  # fmt: skip
 # Arrays that it maps: it makes no call of bpf().
 _AGGREGATOR_MAPS = (

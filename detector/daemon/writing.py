@@ -54,6 +54,10 @@ class KernelTables:
         """The exits, as 16 bytes, of the last votes of those slots below a number that have voted since."""
         return self._votes.since(upto)
 
+    def unattributed(self) -> int:
+        """Flows since the start that belong to no slot."""
+        return tables.unattributed(self._maps)
+
     def run_time(self) -> bpf.RunTime:
         """How often the kernel program ran, and how long in all."""
         return bpf.run_time(self._maps["program"])

@@ -133,6 +133,15 @@ def possible_processors() -> int:
     return int(re.split("[-,]", text.strip())[-1]) + 1
 
 
+def unattributed(maps: Mapping[str, int]) -> int:
+    """Flows since the start that came in by a tunnel and belong to no slot, of all processors."""
+    size = 8 * OUTCOME_ROOM * possible_processors()
+    with mapped.opened(maps["outcomes"], 0, size) as table:
+        counters = struct.unpack(f"<{size // 8}Q", table[:size])
+    first = Outcome.UNATTRIBUTED * len(FAMILIES)
+    return sum(sum(counters[at + first : at + first + 2]) for at in range(0, len(counters), OUTCOME_ROOM))
+
+
 class Watched:
     """The table ``watched``, with one writer: the tunnels, and how many lines the peers use."""
 

@@ -314,3 +314,29 @@ def test_an_interface_that_comes_later_is_told_to_have_been_missed() -> None:
     assert "Missed" not in kinds(bench.step())
     bench.relay.missing = ()
     assert "Missed" in kinds(bench.step())
+
+
+def test_flows_of_nobody_are_a_reason_to_look_at_once() -> None:
+    """A second after the last look at the earliest; in vain, the next one is waited for twice as long."""
+    bench = Bench()
+    bench.relay.mapping, bench.relay.peers = mapping(), {"a": [A]}
+    bench.clock.now = 100.0
+    bench.step()
+    bench.clock.now += 5.0
+    assert not bench.it.is_wanted()
+    bench.tables.strange = 3
+    assert bench.it.is_wanted()
+    bench.step()
+    for patience in (2.0, 4.0):
+        bench.tables.strange += 1
+        bench.clock.now += patience - 0.1
+        assert not bench.it.is_wanted()
+        bench.clock.now += 0.1
+        assert bench.it.is_wanted()
+        bench.step()
+    bench.tables.strange += 1
+    bench.relay.peers = {"a": [A], "b": [B]}
+    bench.step()
+    bench.tables.strange += 1
+    bench.clock.now += 1.0
+    assert bench.it.is_wanted()
