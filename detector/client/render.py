@@ -185,7 +185,7 @@ def _event_head(event: EventAnswer) -> Text:
     at = datetime.fromisoformat(event["time"]).astimezone(UTC)
     text = Text(f"{at:%m-%d %H:%M:%S}  ", style="dim")
     text.append(f"{family_label(event['family']) if event['family'] else 'relay'}  ", style="default")
-    if event["kind"] != "verdict":
+    if event["kind"] == "coverage" or (event["kind"] == "epoch" and not event["family"]):
         text.append(f"{event['kind']} ", style="default")
     if event["from"]:
         text.append(f"{event['from']} → ", style="default")

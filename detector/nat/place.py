@@ -50,16 +50,16 @@ def _running() -> tuple[Path | None, str]:
     if own != _host():
         return None, "this network namespace, which is not the host's own"
     found = dict.fromkeys(_namespaces_of_sensors())
+    for path, identity in found:
+        if identity == own:
+            return None, f"this network namespace, where the service looks too (process {path.parts[2]})"
     if len({identity for _, identity in found}) > 1:
         raise UsageError(
             "several services run here, in network namespaces of their own",
             "say whose rules are meant: exitprint audit --config FILE",
         )
-    for path, identity in found:
-        pid = path.parts[2]
-        if identity == own:
-            return None, f"this network namespace, where the service looks too (process {pid})"
-        return path, f"the network namespace of the running service (process {pid})"
+    for path, _ in found:
+        return path, f"the network namespace of the running service (process {path.parts[2]})"
     return None, "this network namespace (no service runs here)"
 
 

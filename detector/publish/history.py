@@ -11,6 +11,7 @@ import re
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
 
+from detector.analysis.changes import Outcome
 from detector.analysis.report import FamilyReport
 from detector.base.family import Family
 from detector.base.verdicts import VERDICT_WORDS, Verdict
@@ -84,10 +85,10 @@ def _epochs(before: Snapshot, now: Snapshot) -> Iterator[Event]:
         yield Event(now.made, Kind.EPOCH, None, str(before.epoch), str(now.epoch), why=why)
     for family, change in now.change.items():
         old = before.change.get(family)
-        if old is None or old.outcome is not change.outcome:
-            was = "" if old is None else old.outcome.value
+        known = change.outcome is not Outcome.UNKNOWN  # it takes some flows of the peers to tell
+        if known and (old is None or (old.since, old.outcome) != (change.since, change.outcome)):
             why = str(change.as_dict()["why"])
-            yield Event(now.made, Kind.EPOCH, family, was, f"mapping {change.outcome}", why=why)
+            yield Event(now.made, Kind.EPOCH, family, "", f"mapping {change.outcome}", why=why)
 
 
 def _coverage(before: Snapshot, now: Snapshot) -> Iterator[Event]:

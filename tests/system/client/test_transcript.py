@@ -14,7 +14,10 @@ from tests.system.client.transcript import page
 FACTOR = 200.0
 MILESTONES = [
     "[FIRING] ExitprintMappingPredictable",
-    "The relay is predictable by kernel_persistent",
+    "Leaking: anybody can compute which exit address a peer gets",
+    "The relay is predictable by kernel_persistent since ",
+    "→ predictable by kernel_persistent",
+    "rule at fault: ip",
     "LEAKS  ip exits postrouting",
     "write instead, in the place of that rule:",
     "peer-",
@@ -22,7 +25,7 @@ MILESTONES = [
     "nft -c -f remedy.nft && nft -f remedy.nft",
     "2 source-NAT rules: 2 warning.",
     "The relay is pinned",
-    "(epoch 3)",
+    "epoch 3: same rules since",
     "[RESOLVED] ExitprintMappingPredictable",
 ]
 

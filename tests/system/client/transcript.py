@@ -26,7 +26,7 @@ from detector.lab.stack import BAD, PAGE, Scene, scene
 
 ROOT = Path(__file__).parents[3]
 FACTOR = 60.0
-_WIDTH = "110"
+_WIDTH = "80"
 _ELEMENTS = re.compile(r"^\s+\d+ : \S+, \d+ : .*$")
 _ELEMENTS_SHOWN = 2
 
@@ -171,7 +171,9 @@ def _diagnosis(terminal: Terminal) -> Iterator[str]:
         "Its first command: is it leaking, why, since when, what to do?\n\n"
     )
     yield terminal.shows("exitprint status")
-    yield "Its second: which rule is at fault?\n\n"
+    yield "What changed, and when?\n\n"
+    yield terminal.shows("exitprint history")
+    yield "Which rule is at fault, and what to write instead?\n\n"
     yield terminal.shows("exitprint audit", status=1)
     yield "Whom does it concern? Peers have pseudonyms, which live as long as the service.\n\n"
     yield terminal.shows("exitprint peers --limit 5 --family ipv4")

@@ -112,6 +112,11 @@ def test_epochs_and_what_they_did_are_told() -> None:
     assert (did.family, did.after) == (Family.IPV4, "mapping redrawn")
     assert "drew the mapping anew" in did.why
     assert list(changes(compared, compared)) == []
+    early = replace(fresh, change={Family.IPV4: replace(CHANGE, outcome=Outcome.UNKNOWN)})
+    assert list(changes(fresh, early)) == []
+    assert [event.before for event in changes(early, compared)] == [""]
+    later = replace(compared, change={Family.IPV4: replace(CHANGE, since=2)})
+    assert len(list(changes(compared, later))) == 1
 
 
 @pytest.mark.parametrize(
