@@ -7,7 +7,7 @@ PACKAGES := python3 python3-venv python3-bpfcc nftables iptables conntrack iprou
 # What boots a stock kernel: virtme-ng (locked) starts qemu on this root file system and asks file(1) for the version.
 VM_PACKAGES := qemu-system-x86 udev file
 # What checks rules and routes, and what the lab's alerts run on: the programs only, their services stay off.
-STACK_PACKAGES := prometheus prometheus-alertmanager
+STACK_PACKAGES := prometheus prometheus-alertmanager victoria-metrics
 # What tries the pages as their readers do.
 WEB_PACKAGES := curl openssl chromium chromium-driver fonts-dejavu-core
 
@@ -24,12 +24,13 @@ SCRIPTS = $(shell grep -rlE '^\#!/bin/(ba)?sh|^\#!/usr/bin/env bash' .ci debian 
 
 .DELETE_ON_ERROR:
 .SUFFIXES:
-.PHONY: help packages env vm-env stack-env web-env lab lab-stack test kernels lint format transcript generate bench lock clean \
+.PHONY: help packages env vm-env stack-env web-env lab lab-stack lab-fleet test kernels lint format transcript generate bench lock clean \
         calibrate mutants dist-env dist debian-env test-debian test-package
 
 help:
 	@echo 'make lab [MAPPING=NAME] [ARGS=...]  a relay on this machine, and the verdict on it'
 	@echo 'make lab-stack [ARGS=--keep]         a relay that is broken and repaired, with the alerts on it'
+	@echo 'make lab-fleet [ARGS=--engine victoria-metrics]  four relays that share a secret, found and repaired'
 	@echo 'make test                           every check, with three stock Debian kernels in VMs'
 	@echo 'make kernels                        what holds on every kernel, from 5.10 to the newest'
 	@echo 'make bench                          what watching costs'
@@ -77,6 +78,9 @@ lab: env
 
 lab-stack: stack-env
 	@$(PYTHON) -m detector.lab.stack $(ARGS)
+
+lab-fleet: stack-env
+	@$(PYTHON) -m detector.lab.fleet $(ARGS)
 
 test: vm-env stack-env web-env debian-env lint
 	@$(PYTHON) -m pytest -m 'not package' $(ARGS)

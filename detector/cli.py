@@ -20,6 +20,7 @@ from detector.base.journal import is_journal, priority
 _ELSEWHERE = {
     "analyze": "detector.conntrack.command:analyze",
     "audit": "detector.nat.audit_command:audit_command",
+    "canary": "detector.canary.command:canary",
     "check-config": "detector.config.command:check_config",
     "doctor": "detector.doctor.command:doctor",
     "lab": "detector.lab.wiring:lab",

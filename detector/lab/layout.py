@@ -30,6 +30,11 @@ UPLINK: Mapping[Family, Network] = {
     Family.IPV6: ip_network("2001:db8:198:18::/64"),
 }
 MAX_PEERS = 9999
+# Set apart for canaries: the last 256 numbers of both networks, which no other peer gets.
+CANARIES: Mapping[Family, Network] = {
+    Family.IPV4: ip_network("10.127.255.0/24"),
+    Family.IPV6: ip_network("fc00:bbbb:bbbb:bb01::3f:ff00/120"),
+}
 
 
 DEFAULT_POOLS = (
@@ -47,6 +52,22 @@ def tunnel_addresses(peers: int, seed: int) -> list[dict[Family, Address]]:
         {Family.IPV4: TUNNELS[Family.IPV4][number], Family.IPV6: IPv6Address(base + number)}
         for number in numbers
     ]
+
+
+def canary_addresses(canaries: int) -> list[dict[Family, Address]]:
+    """Tunnel addresses of canaries, the same on every lab."""
+    return [
+        {family: network[number] for family, network in CANARIES.items()} for number in range(1, canaries + 1)
+    ]
+
+
+def canaries_key(canaries: int) -> dict[str, object]:
+    """They as the key `canaries` of a configuration: c1, c2 and so on."""
+    peers = enumerate(canary_addresses(canaries), 1)
+    return {
+        "range": [str(network) for network in CANARIES.values()],
+        "peers": {f"c{number}": [str(one) for one in addresses.values()] for number, addresses in peers},
+    }
 
 
 def destinations(count: int, seed: int) -> dict[Family, tuple[Address, ...]]:

@@ -181,3 +181,17 @@ def find(name: str) -> Mapping:
         return MAPPINGS[name]
     except KeyError:
         raise UsageError(f"no mapping is called {name!r}", f"there are: {', '.join(MAPPINGS)}") from None
+
+
+def shared_secret() -> Mapping:
+    """A secret that several relays are given: sticky, and nothing on one relay tells that others have it.
+
+    The hash is over the mark, too, which is no field of a packet: so no predictor can follow it.
+    """
+    return Mapping(
+        "shared-secret",
+        "A hash of the tunnel address and the mark with a seed that other relays have, too.",
+        "pinned",
+        None,
+        _draw("jhash {ip} saddr . meta mark", f"seed {SEED:#x}"),
+    )

@@ -215,6 +215,7 @@ def monitoring(
         else:
             _start(stack, folder, _victoria_metrics(store), store, "/health")
             _start(stack, folder, _vmagent(agent, store), agent, "/health")
+            _without_what_vmalert_refuses(folder)
             _start(stack, folder, _vmalert(rules, store, alertmanager, interval), rules, "/health")
         yield Monitoring(
             f"http://{store}", f"http://{alertmanager}", receiver, factor, rules=f"http://{rules}"
@@ -239,6 +240,19 @@ def _prometheus(place: str) -> list[str]:
         f"--web.listen-address={place}",
         "--log.level=warn",
     ]
+
+
+def _without_what_vmalert_refuses(folder: Path) -> None:
+    """An old vmalert (1.79, Debian 12) does not know `keep_firing_for`: tickets end at once there."""
+    check = ["vmalert", "-dryRun", *(f"-rule={name}" for name in timescale.RULES)]
+    done = subprocess.run(check, cwd=folder, capture_output=True, text=True, check=False)
+    if "keep_firing_for" not in done.stdout + done.stderr:
+        return
+    for name in timescale.RULES:
+        found = yaml.safe_load((folder / name).read_text())
+        for rule in (rule for group in found["groups"] for rule in group["rules"]):
+            rule.pop("keep_firing_for", None)
+        (folder / name).write_text(yaml.safe_dump(found, sort_keys=False, width=10_000))
 
 
 def _victoria_metrics(place: str) -> list[str]:

@@ -76,7 +76,8 @@ class Lab:
     """A relay with its peers and an internet; everything is removed when the ``with`` block ends.
 
     Args:
-        peers: 1 to 9999.
+        peers: 1 to 9999, canaries included.
+        canaries: the first so many peers have the addresses of canaries.
         pools: exit pools, one per family; a family without a pool is not translated by a named mapping.
         destinations: hosts of the internet in each family.
         seed: decides tunnel addresses, destinations and the order of flows.
@@ -98,6 +99,7 @@ class Lab:
         self,
         *,
         peers: int = 40,
+        canaries: int = 0,
         pools: Iterable[AddressRange] = DEFAULT_POOLS,
         destinations: int = 24,
         seed: int = 1,
@@ -111,7 +113,8 @@ class Lab:
         self.exit_interface = EXIT_INTERFACE
         self.seed = seed
         self.peers: tuple[Peer, ...] = ()
-        self._addresses = layout.tunnel_addresses(peers, seed)
+        others = layout.tunnel_addresses(peers - canaries, seed)
+        self._addresses = [*layout.canary_addresses(canaries), *others]
         self._user_space = user_space
         self._progress = progress
         self._stack = ExitStack()
