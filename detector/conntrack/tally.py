@@ -15,12 +15,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from detector.analysis.kernel_columns import Packed
-from detector.analysis.observation import Loss, Observation, PredictorTrials, Trials
+from detector.analysis.observation import Loss, Observation, Panes, PredictorTrials, Trials
+from detector.analysis.panes import panes_of
 from detector.base.family import Address, Family, family_of, unpack
 from detector.base.flows import FLOW_CLASSES
 from detector.base.ranges import AddressRange
 from detector.conntrack.addresses import Mask, is_inside
-from detector.conntrack.evidence import MEMORY, Evidence, Pile
+from detector.conntrack.evidence import MEMORY, PANE, Evidence, Pile
 from detector.conntrack.peers import NO_ROOM, NOBODY, Peers
 from detector.conntrack.reader import Flows
 from detector.conntrack.votes import KeptVotes, Votes, destination_trials, hashes
@@ -29,7 +30,7 @@ from detector.nat.mapping import Mapping, mapping_of
 from detector.nat.model import RuleSet
 from detector.nat.pools import ExitPool as ExitPools
 from detector.predictors.fit import Fit, Fitter
-from detector.predictors.guess import guessed_ranges, hashed_ranges, joined
+from detector.predictors.guess import GUESS, guessed_ranges, hashed_ranges, joined
 from detector.predictors.kernel_hash import source_hash
 from detector.predictors.pool import ExitPool
 
@@ -44,9 +45,11 @@ _EXIT_BITS = np.uint64(32)
 _EXIT_MASK = np.uint64(0xFFFFFFFF)
 _CLASSES = len(FLOW_CLASSES)
 _PAIR_COUNTS = 2 + _CLASSES  # flows, session starts, votes by class
-GUESS = "a guess from the exits"
 _MOSTLY = 0.9  # of the flows go to private networks: then those are what there is
 _POINTS = 512
+FEWEST_PANES = 3  # of the service's length, to say how exits change over them
+MOST_PANES = 48
+_MOST_CELLS = 1 << 21
 
 
 @dataclass(slots=True)
@@ -342,8 +345,37 @@ class Tally:
             untranslated_private=private,
             untracked=np.zeros(len(rows), np.uint32),
             port_blocks=self._evidence.port_blocks[rows],
+            seconds=self._span(),
+            panes=self._panes(family, peer_of_row, used, len(rows)),
             predictor_trials=tuple(_trials_of(family, mapping, persons, peer_of_row)),
         )
+
+    def _span(self) -> float | None:
+        """Seconds between the first and the last vote, None where none has a time."""
+        votes = self._kept.all()
+        if votes is None or np.isnan(votes.time).all():
+            return None
+        return float(np.nanmax(votes.time) - np.nanmin(votes.time))
+
+    def _panes(self, family: Family, peer_of_row: Index, used: _Numbering, peers: int) -> Panes | None:
+        """The kept votes by pane, where they reach over enough of them to compare."""
+        votes, span = self._kept.all(), self._span()
+        if votes is None or span is None or span < FEWEST_PANES * PANE:
+            return None
+        votes = votes.take((votes.four == (family is Family.IPV4)) & ~np.isnan(votes.time))
+        if not len(votes):
+            return None
+        exits = len(used.addresses)
+        length = max(PANE, span / MOST_PANES, span * exits / _MOST_CELLS)
+        count = int(span // length) + 1
+        since = float(np.nanmin(self._kept.all().time))  # type: ignore[union-attr]
+        pane = ((votes.time - since) // length).astype(np.int64)
+        peer, exit_ = peer_of_row[votes.row], used.renumbered(votes.exit_id)
+        cells, many = np.unique((pane * peers + peer) * exits + exit_, return_counts=True)
+        return panes_of(
+            cells // (peers * exits), cells // exits % peers, cells % exits, many.astype(np.float64),
+            (count, peers, exits),
+        )  # fmt: skip
 
     def _destination_trials(self, family: Family, mapping: Mapping, rows: Index) -> Trials:
         everyone = len(self._peers.allowed)

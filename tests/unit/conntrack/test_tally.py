@@ -6,6 +6,7 @@ from __future__ import annotations
 import random
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
 from ipaddress import ip_address
 from typing import Any
 
@@ -432,3 +433,15 @@ def test_predictors_are_tried_by_rule() -> None:
     assert held.flagged is not None
     assert held.flagged.all()
     assert by_name["modulo"].flagged is None
+
+
+def test_a_long_recording_tells_of_panes() -> None:
+    """Votes that lie panes apart are compared; an hour of them has none that could be."""
+    made = flows(peers=6, each=120, persistent=True)
+    long = [replace(flow, time=flow.time * 4) for flow in made]
+    hour, day = (counted([text([event(flow) for flow in some])])[0] for some in (made[:100], long))
+    assert hour.panes is None
+    assert day.panes is not None
+    assert day.panes.exits.sum() == day.votes.sum()
+    assert 0 < day.panes.far_tried.sum() == day.panes.far_same.sum()
+    assert day.seconds == pytest.approx(max(flow.time for flow in long) - long[0].time, abs=4000)
