@@ -13,6 +13,7 @@ from detector.analysis.numerics import Floats
 from detector.base.answers import SCHEMA_VERSION
 from detector.base.family import Family
 from detector.base.verdicts import ExclusiveKind, Reason, Verdict
+from detector.predictors.guess import GUESS
 
 
 @dataclass(frozen=True, slots=True)
@@ -214,6 +215,11 @@ class FamilyReport:
     pools: tuple[PoolReport, ...]
     why: str = ""
     columns: PeerColumns | None = field(default=None, repr=False, compare=False)
+
+    @property
+    def pool_guessed(self) -> bool:
+        """Whether the pools are guessed from the exits in use, since nobody told them."""
+        return any(pool.origin == GUESS for pool in self.pools)
 
     def as_dict(self) -> dict[str, object]:
         """The family's part of the JSON object (docs: "The report")."""

@@ -21,6 +21,7 @@ from detector.counts import words
 from detector.counts.roster import NOBODY, Exits, Roster
 from detector.counts.window import Counts
 from detector.counts.words import Words, unpacked
+from detector.predictors.guess import GUESS, guessed_ranges
 
 _EXIT_MASK = np.uint64(0xFFFFFFFF)
 _EXIT_BITS = np.uint64(32)
@@ -93,7 +94,7 @@ def observe(
     exit_numbers = (pairs.keys & _EXIT_MASK).astype(np.int64)
     predicted = roster.predicted(rows)
     used = _Numbering(family, exits, exit_numbers, predicted.values())
-    of_family = [pool for pool in pools if pool.family is family]
+    of_family = [pool for pool in pools if pool.family is family] or _guessed(family, used.addresses)
     class_votes = np.stack(unpacked(counts.votes.at(pairs.keys), len(FLOW_CLASSES)), axis=-1)
     told = Words(counts.words, peer_of_row, len(rows))
     returns = _sandwiches(told, words.RETURN_SANDWICHES, len(LAGS))
@@ -136,6 +137,14 @@ def observe(
         ),
         rows,
     )
+
+
+def _guessed(family: Family, exits: Sequence[Address]) -> list[PoolRanges]:
+    """Pools that the exits in use make, where nobody tells any."""
+    return [
+        PoolRanges(family, one.size, ((pack(one.first), pack(one.last)),), GUESS)
+        for one in guessed_ranges(exits)
+    ]
 
 
 def _by_pane(

@@ -17,6 +17,7 @@ from detector.base.family import Address, Family, unpack
 from detector.daemon.messages import PredictorTrial
 from detector.daemon.slots import Slot
 from detector.predictors.fit import Fitter
+from detector.predictors.guess import guessed_choices
 from detector.predictors.pool import ExitPool
 
 _NONE = 0
@@ -129,6 +130,8 @@ class Trier:
     ) -> tuple[PredictorTrial, ...] | None:
         """What the predictors come to; None where nothing is new, or too little time has passed.
 
+        In a family without any pool the exits themselves are asked what it may be, and the trials say so.
+
         Args:
             slots: all that are in use.
             pools: as the predictors see them, one a rule.
@@ -154,11 +157,10 @@ class Trier:
             and canary_name(slot.pseudonym) is None
         ]
         numbers = [slot.number for slot, _ in seen]
+        tunnels, exits = [slot.allowed.address for slot, _ in seen], [exit_ for _, exit_ in seen]
+        known = [pool for pool in pools if pool.first.version == family.version]
         fits = self._fitters[family].fit(
-            [slot.allowed.address for slot, _ in seen],
-            [exit_ for _, exit_ in seen],
-            [pool for pool in pools if pool.first.version == family.version],
-            [slot.allowed.address for slot in here],
+            tunnels, exits, known or guessed_choices(tunnels, exits), [slot.allowed.address for slot in here]
         )
         for fit in fits:
             named = tuple(numbers[person] for person in fit.hits) if fit.holds else None

@@ -19,7 +19,12 @@ from itertools import pairwise
 
 from detector.base.family import Address
 from detector.base.ranges import AddressRange
+from detector.predictors.kernel_hash import source_hash
+from detector.predictors.pool import ExitPool
 from detector.predictors.tails import log_binomial_tail
+
+GUESS = "a guess from the exits"
+"""Where a pool is from that nobody told."""
 
 _LEAST_SHARE = 0.25  # of a guessed range that is in use
 _ODDS = 5.0  # a gap is of the pool unless it is wider than e^-5 of samples would leave
@@ -81,7 +86,8 @@ def hashed_ranges(points: Iterable[Point]) -> list[AddressRange]:
         The
             first few hundred are looked at.
     """
-    left = list(dict.fromkeys(points))[:_POINTS]
+    distinct = list(dict.fromkeys(points))
+    left = distinct[:: -(-len(distinct) // _POINTS) or 1]
     found: list[AddressRange] = []
     while len(left) >= _LEAST_HITS and len(found) < _MOST_RANGES:
         best = _best(left)
@@ -155,6 +161,18 @@ def _unmixed(found: Sequence[AddressRange]) -> list[AddressRange]:
         if not any(one.overlaps(better) for better in kept):
             kept.append(one)
     return sorted(kept, key=lambda one: int(one.first))
+
+
+def guessed_choices(tunnels: Sequence[Address], exits: Sequence[Address]) -> list[ExitPool]:
+    """What the rules may choose from, for predictors to be tried on.
+
+    Args:
+        tunnels: tunnel addresses of one family.
+        exits: the busiest exit of each.
+    """
+    points = ((source_hash(tunnel), exit_) for tunnel, exit_ in zip(tunnels, exits, strict=True))
+    found = joined(hashed_ranges(points), guessed_ranges(exits))
+    return [ExitPool(one.first, one.last, origin=GUESS) for one in found]
 
 
 def joined(hashed: Sequence[AddressRange], guessed: Sequence[AddressRange]) -> list[AddressRange]:

@@ -242,7 +242,11 @@ def _family(family: Family, report: FamilyReport) -> dict[str, Rows]:
         "leaking_peers_ratio": [((family,), report.leaking_share)],
         "peers": [((family, verdict), report.peers_by_verdict.get(verdict, 0)) for verdict in VERDICTS],
         "judged_peers": [((family,), report.judged)],
-        "exit_addresses": [((family, "in_use"), report.exits), ((family, "configured"), report.pool_size)],
+        "exit_addresses": [
+            ((family, "in_use"), report.exits),
+            ((family, "configured"), 0 if report.pool_guessed else report.pool_size),
+            ((family, "guessed"), report.pool_size if report.pool_guessed else 0),
+        ],
         "anonymity_set_peers": _anonymity_set(family, report.anonymity_set),
         **_consistency(family, report),
     }

@@ -53,6 +53,13 @@ def _runbook(verdict: Verdict) -> Markup | None:
     return element("p", element("a", f"Runbook: {book}", href=runbooks.address(book)), class_="why")
 
 
+def _of_pool(report: FamilyReport) -> str:
+    """How many there are, if that is known, and whether it is a guess."""
+    if not report.pool_size:
+        return ""
+    return f" of {_short(report.pool_size)}" + (", guessed" if report.pool_guessed else "")
+
+
 def _numbers(report: FamilyReport, load: Load, floor: int) -> Markup:
     others = report.anonymity_set
     rows = [
@@ -61,7 +68,7 @@ def _numbers(report: FamilyReport, load: Load, floor: int) -> Markup:
         ("peers judged", f"{report.judged:,}"),
         ("of the judged peers leak", percent(report.leaking_share)),
         (
-            "exits in use" + (f" of {_short(report.pool_size)}" if report.pool_size else ""),
+            "exits in use" + _of_pool(report),
             f"{report.exits:,}",
         ),
         ("bits that one exit tells about the next", f"{report.leak_bits:.1f}"),

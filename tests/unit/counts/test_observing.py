@@ -7,13 +7,15 @@ from ipaddress import ip_address
 
 import numpy as np
 
+from detector.analysis.verdict import judge_family
 from detector.base.family import Family, pack
 from detector.base.outcomes import Outcome
 from detector.base.verdicts import Verdict
 from detector.counts.columns import Columns
-from detector.counts.observing import observe
+from detector.counts.observing import PoolRanges, observe
 from detector.counts.roster import Exits, Member, Roster
 from detector.counts.window import Counts, Window
+from detector.predictors.guess import GUESS
 
 SHAPE = (len(Family), len(Outcome))
 
@@ -64,3 +66,21 @@ def test_a_window_is_as_old_as_what_it_keeps() -> None:
     assert window.seconds == 4.0
     window.turn(1000.0)
     assert 60.0 <= window.seconds <= 70.0
+
+
+def test_pools_that_nobody_tells_are_guessed() -> None:
+    """Sixteen neighbours in use are taken for a pool, which says that it is a guess."""
+    exits = Exits()
+    for number in range(16):
+        exits.number(pack(ip_address(f"203.0.113.{68 + number}")))
+    exits.number(pack(ip_address("203.0.113.7")))
+    roster = Roster(exits)
+    roster.add([Member(0, Family.IPV4, False, "four", {})])
+    counts = votes(*((0, number, 9 if number == 2 else 3) for number in range(17)))
+    ends = pack(ip_address("203.0.113.0")), pack(ip_address("203.0.113.255"))
+    known = PoolRanges(Family.IPV4, 256, (ends,), "a rule")
+    for pools, sizes, origins in (([], (16,), (GUESS,)), ([known], (256,), ("a rule",))):
+        seen = observe(Family.IPV4, counts, roster, exits, pools, exclusive=False).observation
+        assert (seen.pool_sizes, seen.pool_origins) == (sizes, origins)
+        assert judge_family(seen).pool_guessed == (not pools)
+        assert seen.pool[seen.exits.index(ip_address("203.0.113.7"))] == (0 if pools else -1)

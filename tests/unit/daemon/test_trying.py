@@ -27,6 +27,8 @@ from detector.daemon.slots import Slot
 from detector.daemon.trying import Samples, Trier
 from detector.nat.mapping import Mapping, mapping_of
 from detector.nat.model import rule_set
+from detector.predictors.guess import GUESS
+from detector.predictors.kernel_hash import kernel_exit
 from tests.unit.daemon.fakes import Clock, KernelCounts, KernelTables, Link, Relay, allowed
 
 PEERS = 90
@@ -142,6 +144,20 @@ def test_a_canary_is_no_person() -> None:
     trials = trier.tried(slots, [pool], 0.0)
     assert trials
     assert {one.tried for one in trials} <= {0, 1}
+
+
+def test_without_a_pool_the_exits_are_asked() -> None:
+    """Rules that cannot be read: the range that the kernel's hash chose from is found, and is a guess."""
+    first, last = ip_address("203.0.113.68"), ip_address("203.0.113.83")
+    slots = [
+        Slot(number, "wg0", 7, allowed(f"10.0.0.{number + 1}"), f"peer-{number}") for number in range(40)
+    ]
+    trier = Trier(64)
+    for slot in slots:
+        exit_ = kernel_exit(slot.allowed.address, first, first, last, persistent=True)
+        trier.see([(slot.number, pack(exit_))])
+    held = [one for one in trier.tried(slots, [], 0.0) or () if one.flagged]
+    assert [(one.predictor, one.rule, one.hit) for one in held] == [("kernel_persistent", GUESS, 40)]
 
 
 def test_a_fit_leaves_time_for_other_work() -> None:
