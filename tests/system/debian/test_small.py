@@ -20,6 +20,7 @@ from tools import dist
 
 pytestmark = [
     pytest.mark.root,
+    pytest.mark.timeout(1800),  # the first time, a whole system comes from the mirror
     pytest.mark.skipif(os.geteuid() != 0, reason="NOT ROOT: cannot change the root file system"),
 ]
 

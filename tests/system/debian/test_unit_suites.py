@@ -21,6 +21,7 @@ pytestmark = [
 _TOOLS = (
     "python3-pytest",
     "python3-hypothesis",
+    "python3-pytest-timeout",
     "openssl",
     "curl",
     "nftables",
@@ -40,6 +41,7 @@ _TOOLS = (
 # packages; none of them is on a relay.
 _ELSEWHERE = (
     "tests/unit/dashboards",
+    "tests/unit/tools/test_schemas.py",
     "tests/unit/deploy/test_prometheus.py",
     "tests/unit/publish/page/test_browser.py",
     "tests/unit/test_contracts.py",

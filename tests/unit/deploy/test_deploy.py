@@ -7,6 +7,7 @@ import os
 import re
 import shutil
 import subprocess
+import tomllib
 from collections.abc import Callable
 from pathlib import Path
 
@@ -15,6 +16,7 @@ import pytest
 from detector.config.file import load_config
 from detector.config.keys import keys_of
 from detector.config.model import Config, Tables
+from tests.system.debian.packages import dependencies
 from tools import config_pages
 
 DEPLOY = Path(__file__).parents[3] / "deploy"
@@ -92,3 +94,11 @@ def test_systemd_accepts_the_unit(tmp_path: Path) -> None:
     )
     about_it = [line for line in done.stderr.splitlines() if "exitprint" in line]
     assert (done.returncode, about_it) == (0, [])
+
+
+def test_the_debian_package_depends_on_what_the_wheel_does() -> None:
+    """A dependency that is added to one is in the other: Debian's package of it, without a version."""
+    project = tomllib.loads((DEPLOY.parent / "pyproject.toml").read_text())["project"]
+    names = {"pyyaml": "yaml"}
+    wanted = {f"python3-{names.get(name, name)}" for name in project["dependencies"]}
+    assert set(dependencies()) == wanted | {"python3-bpfcc"}
