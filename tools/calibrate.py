@@ -285,7 +285,7 @@ def _alarms(title: str, rows: Sequence[Row]) -> list[str]:
 def main() -> None:
     """Write the tables."""
     parser = argparse.ArgumentParser(prog="python -m tools.calibrate", description=__doc__)
-    parser.add_argument("--relays", type=int, default=24, help="relays of each kind that leaks nothing")
+    parser.add_argument("--relays", type=int, default=12, help="relays of each kind that leaks nothing")
     parser.add_argument("--output", type=Path, default=Path("docs/calibration.md"))
     given = parser.parse_args()
     some = max(1, given.relays // 4)

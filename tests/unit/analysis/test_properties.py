@@ -279,3 +279,22 @@ def test_any_counts_give_a_report(observation: Observation) -> None:
     with np.errstate(all="raise", under="ignore"):
         said = json.dumps(judge_family(observation).as_dict(), allow_nan=False)
     assert json.loads(said)["verdict"] in VERDICTS
+
+
+@few
+@given(relays())
+def test_the_figures_of_a_report_agree(made: tuple[Traffic, Relay]) -> None:
+    """What is called unlinkable tells less than a bit and misses little; counts of peers fit together."""
+    report = judge_family(observe(*made))
+    if report.verdict is Verdict.UNLINKABLE:
+        assert report.leak_bits < 1
+        assert report.largest_missed <= 0.05
+        assert not report.reasons
+    assert (report.verdict is Verdict.UNKNOWN) == bool(report.reasons)
+    assert 0 <= report.leak_bits <= np.log2(max(report.peers, 1)) + 1e-9
+    assert 0 <= report.leaking_share <= 1
+    assert report.judged <= report.peers
+    assert sum(report.peers_by_verdict.values()) == report.peers
+    assert all(count <= report.peers for count in report.peers_flagged.values())
+    assert (report.predictor is not None) == (Verdict.PREDICTABLE in report.findings)
+    assert set(report.suspected).isdisjoint(report.findings)
