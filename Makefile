@@ -24,7 +24,7 @@ SCRIPTS = $(shell grep -rlE '^\#!/bin/(ba)?sh|^\#!/usr/bin/env bash' .ci debian 
 
 .DELETE_ON_ERROR:
 .SUFFIXES:
-.PHONY: help packages env vm-env stack-env web-env lab lab-stack lab-fleet test kernels lint format transcript generate bench lock clean \
+.PHONY: help packages env vm-env stack-env web-env lab lab-stack lab-fleet test kernels lint format transcript generate bench fuzz lock clean \
         calibrate mutants dist-env dist debian-env test-debian test-package
 
 help:
@@ -34,6 +34,7 @@ help:
 	@echo 'make test                           every check, with three stock Debian kernels in VMs'
 	@echo 'make kernels                        what holds on every kernel, from 5.10 to the newest'
 	@echo 'make bench                          what watching costs'
+	@echo 'make fuzz [ARGS=SECONDS]             readers with what nobody would write'
 	@echo 'make calibrate                      false alarms, power and time to the verdict'
 	@echo 'make mutants [ARGS="--sample N"]     what the tests do not notice'
 	@echo 'make calibrate                      false alarms, power and time to the verdict'
@@ -131,6 +132,9 @@ generate: env
 	@$(PYTHON) -m tools.schemas
 	@$(PYTHON) -m tools.config_pages
 	@$(PYTHON) -m dashboards
+
+fuzz: env
+	@$(PYTHON) -m tools.fuzz $(ARGS)
 
 bench: env
 	@$(PYTHON) -m tools.bench $(ARGS)
