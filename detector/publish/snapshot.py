@@ -242,6 +242,10 @@ def _family(family: Family, report: FamilyReport) -> dict[str, Rows]:
         "leaking_peers_ratio": [((family,), report.leaking_share)],
         "peers": [((family, verdict), report.peers_by_verdict.get(verdict, 0)) for verdict in VERDICTS],
         "judged_peers": [((family,), report.judged)],
+        "untranslated_peers": [
+            ((family, kind), report.untranslated.get(kind, (0, 0))[1])
+            for kind in ("global", "private", "untracked")
+        ],
         "exit_addresses": [
             ((family, "in_use"), report.exits),
             ((family, "configured"), 0 if report.pool_guessed else report.pool_size),

@@ -36,6 +36,7 @@ NAMES = [rule["alert"] for rule in ALERT_RULES]
 PAGES = [
     "ExitprintMappingPredictable",
     "ExitprintExclusiveExits",
+    "ExitprintUntranslatedFlows",
     "ExitprintFleetLeaking",
     "ExitprintFleetLinked",
 ]
