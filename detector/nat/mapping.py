@@ -12,9 +12,10 @@ from detector.base.family import Address, Family
 from detector.base.ranges import AddressRange, normalised, parse_pool
 from detector.base.verdicts import Verdict
 from detector.config.model import Config
-from detector.nat.live import read_live
-from detector.nat.model import Chosen, FieldMap, JHash, NatRule, Netmap, RangeHash, RuleSet
+from detector.nat.live import LegacySaves, read_live
+from detector.nat.model import About, Chosen, FieldMap, JHash, NatRule, Netmap, RangeHash, RuleSet, digest
 from detector.nat.pools import ExitPool, effective_pools, places
+from detector.nat.routing import routing_identity
 from detector.nat.splits import exclusive_families
 from detector.wireguard.model import AllowedIp
 
@@ -92,22 +93,39 @@ class Mapping:
         return said
 
 
-def read_mapping(config: Config) -> Mapping:
+def read_mapping(config: Config, legacy_saves: LegacySaves | None = None) -> Mapping:
     """The mapping of our network namespace now.
+
+    Args:
+        config: names the exits where the rules are not to.
+        legacy_saves: as for `read_live`.
 
     Raises:
         ExitprintError: the rules cannot be read.
     """
-    return mapping_of(read_live(), [parse_pool(text) for text in config.exits])
+    rules = read_live(legacy_saves=legacy_saves)
+    return mapping_of(rules, [parse_pool(text) for text in config.exits], routing_identity(rules))
 
 
-def mapping_of(rules: RuleSet, configured: Sequence[AddressRange]) -> Mapping:
-    """The mapping that these rules and the configured pools make."""
+def identity_of(rules: RuleSet, pools: Iterable[ExitPool], routing: str = "") -> str:
+    """What an epoch hangs on: how exits are chosen, from which pools, and what else the choice follows.
+
+    Marks count where a rule asks for one; `routing` is what the outgoing interface and its address follow. A
+    peer that comes to an element of a map, or to a set of senders, changes nothing for the others.
+    """
+    hidden = any(one.about is About.HIDDEN for rule in rules.rules for one in rule.matches)
+    marks = rules.marks if hidden or rules.not_understood else ""
+    exits = digest([str(part) for pool in pools for part in pool.ranges])
+    return " ".join([rules.choice, rules.load_identity, exits, marks, routing]).rstrip()
+
+
+def mapping_of(rules: RuleSet, configured: Sequence[AddressRange], routing: str = "") -> Mapping:
+    """The mapping that these rules and the configured pools make; `routing` as for `identity_of`."""
     pools = effective_pools(rules, configured)
     hashed = [rule.mapping.pool for rule in rules.rules if isinstance(rule.mapping, RangeHash)]
     ranges = dict.fromkeys((*hashed, *(part for pool in pools for part in pool.ranges)))
     return Mapping(
-        identity=f"{rules.fingerprint} {rules.load_identity}",
+        identity=identity_of(rules, pools, routing),
         rules=len(rules.rules),
         not_understood=tuple((str(one.where), one.reason) for one in rules.not_understood),
         pools=pools,
@@ -146,7 +164,7 @@ def _choices(rules: Iterable[NatRule], pools: Iterable[ExitPool]) -> tuple[predi
     found: dict[predictors.ExitPool, list[str]] = {}
     for rule in rules:
         for one in _chosen_from(rule):
-            found.setdefault(one, []).append(str(rule.where))
+            found.setdefault(one, []).append(rule.named)
     firsts = {one.first for one in found}
     for pool in pools:
         if pool.size > 1 and not any(first in pool for first in firsts):

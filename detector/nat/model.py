@@ -11,6 +11,7 @@ a tunnel address are therefore left out of ``repr``; a log names a rule by its `
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from enum import StrEnum
@@ -394,6 +395,13 @@ class Exemption:
     until: int
 
 
+MAX_COMMENT = 48
+"""Characters of a comment that stand beside a rule's place."""
+
+_TELLING = re.compile(r"\d+\.\d+\.\d+|[0-9a-fA-F]*:[0-9a-fA-F]*:|[A-Za-z0-9+/]{42,}|@\w+\.\w")
+"""Addresses, keys and mail addresses, which may be a peer's."""
+
+
 @dataclass(frozen=True, slots=True)
 class NatRule:
     """One source-NAT rule on one way that packets reach it.
@@ -437,6 +445,14 @@ class NatRule:
     def pools(self) -> tuple[AddressRange, ...]:
         """The pools that exits come from."""
         return self.mapping.pools
+
+    @property
+    def named(self) -> str:
+        """Its place and its comment, for logs and screens; a comment that may name a peer is left out."""
+        words = " ".join("".join(char if char.isprintable() else " " for char in self.comment).split())
+        if not words or _TELLING.search(words):
+            return str(self.where)
+        return f'{self.where} "{words[:MAX_COMMENT].replace(";", ",").replace(chr(34), chr(39))}"'
 
     @property
     def own_matches(self) -> tuple[Match, ...]:
@@ -502,6 +518,8 @@ class RuleSet:
         rivals: chains of one priority, of which the kernel asks the one registered last first; a listing
             does not tell which that is.
         marks: changes when the rules that set marks do.
+        choice: changes when the way in which exits are chosen does; peers and senders that come, go or are
+            named by other elements do not change it.
     """
 
     rules: tuple[NatRule, ...] = ()
@@ -512,6 +530,7 @@ class RuleSet:
     exemptions: tuple[Exemption, ...] = ()
     rivals: tuple[tuple[Base, ...], ...] = ()
     marks: str = ""
+    choice: str = ""
 
 
 def rule_set(
@@ -536,7 +555,24 @@ def rule_set(
         tuple(exemptions),
         tuple(rivals),
         marks,
+        digest([_way_of_choosing(rule) for rule in kept] + [("not understood", one.text) for one in unread]),
     )
+
+
+def _way_of_choosing(rule: NatRule) -> tuple[object, ...]:
+    """What of a rule decides how exits are chosen, without the senders that it names."""
+    mapping: object = rule.mapping
+    if isinstance(mapping, FieldMap) and mapping.by_source:
+        mapping = (mapping.fields, mapping.persistent, mapping.name)
+    elif isinstance(mapping, Netmap):
+        mapping = tuple(sorted({str(pair.exits) for pair in mapping.pairs}))
+    else:
+        mapping = repr(mapping)
+    conditions = tuple(
+        (one.subject, () if one.sources else one.values, one.negated, repr(one.chooser))
+        for one in rule.matches
+    )
+    return (sorted(rule.families), conditions, mapping, sorted(rule.flags), rule.ports)
 
 
 def _behaviour(rule: NatRule) -> tuple[object, ...]:

@@ -57,7 +57,7 @@ def _of_rules(rules: Iterable[NatRule]) -> Iterator[ExitPool]:
         if isinstance(rule.mapping, SingleAddress) and (rule.sources or rule.choosers):
             split.setdefault(rule.pools[0].family, []).append(rule)
         elif isinstance(rule.mapping, Netmap | FieldMap) and not all(pool.single for pool in rule.pools):
-            yield from (ExitPool((pool,), str(rule.where)) for pool in rule.pools)
+            yield from (ExitPool((pool,), rule.named) for pool in rule.pools)
         else:
             yield from _as_one([rule])
     for together in split.values():
@@ -67,7 +67,7 @@ def _of_rules(rules: Iterable[NatRule]) -> Iterator[ExitPool]:
 def _as_one(rules: Sequence[NatRule]) -> Iterator[ExitPool]:
     """One pool, for each family, of everything that these rules choose from."""
     pools = [pool for rule in rules for pool in rule.pools]
-    origin = places(str(rule.where) for rule in rules)
+    origin = places(rule.named for rule in rules)
     for family in dict.fromkeys(pool.family for pool in pools):
         yield ExitPool(normalised(pool for pool in pools if pool.family == family), origin)
 

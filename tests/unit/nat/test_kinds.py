@@ -53,7 +53,7 @@ POOL = "203.0.113.20-203.0.113.29"
 
 WG_QUICK = f"""[Interface]
 PrivateKey = none
-PostUp = iptables -A FORWARD -i %i -j ACCEPT; iptables -t nat -A POSTROUTING -o eth0 -j SNAT --to-source {POOL}
+PostUp = iptables -A INPUT -i %i -j ACCEPT; iptables -t nat -A POSTROUTING -o eth0 -j SNAT --to-source {POOL}
 PostDown = iptables -t nat -D POSTROUTING -o eth0 -j MASQUERADE
 """  # noqa: E501
 
