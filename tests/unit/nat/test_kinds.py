@@ -55,7 +55,7 @@ WG_QUICK = f"""[Interface]
 PrivateKey = none
 PostUp = iptables -A INPUT -i %i -j ACCEPT; iptables -t nat -A POSTROUTING -o eth0 -j SNAT --to-source {POOL}
 PostDown = iptables -t nat -D POSTROUTING -o eth0 -j MASQUERADE
-"""  # noqa: E501
+"""
 
 LISTED = f"""# iptables -t nat -L -v -n
 Chain POSTROUTING (policy ACCEPT 3 packets, 180 bytes)
