@@ -66,6 +66,11 @@ class Samples:
         """The exit that a slot has most often, None where none was seen."""
         return self._exits[self._first[slot] - 1] if self._first_count[slot] else None
 
+    def is_steady(self, slot: int) -> bool:
+        """Whether that exit was seen more than once, and far oftener than the next one."""
+        count = self._first_count[slot]
+        return count > 1 and count >= 3 * self._second_count[slot]
+
     def forget(self, slots: Iterable[int]) -> None:
         """These slots stand for others from now on."""
         for slot in slots:
@@ -160,7 +165,11 @@ class Trier:
         tunnels, exits = [slot.allowed.address for slot, _ in seen], [exit_ for _, exit_ in seen]
         known = [pool for pool in pools if pool.first.version == family.version]
         fits = self._fitters[family].fit(
-            tunnels, exits, known or guessed_choices(tunnels, exits), [slot.allowed.address for slot in here]
+            tunnels,
+            exits,
+            known or guessed_choices(tunnels, exits),
+            [slot.allowed.address for slot in here],
+            [self.samples.is_steady(number) for number in numbers],
         )
         for fit in fits:
             named = tuple(numbers[person] for person in fit.hits) if fit.holds else None

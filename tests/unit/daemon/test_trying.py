@@ -326,3 +326,17 @@ def test_the_aggregator_takes_trials_over_by_row() -> None:
     sensor.send(replace(bench.told, epoch=9, trials=()))
     aggregator.cycle()
     assert aggregator.epoch.observed()[0].observation.predictor_trials
+
+
+def test_an_exit_is_steady_when_others_are_rare() -> None:
+    """Once is no habit; three times as often as the next one is, and less is not."""
+    samples = Samples(4)
+    samples.add(1, EXITS[0])
+    assert not samples.is_steady(1)
+    samples.add(1, EXITS[0])
+    assert samples.is_steady(1)
+    samples.add(1, EXITS[1])
+    assert not samples.is_steady(1)
+    samples.add(1, EXITS[0])
+    assert samples.is_steady(1)
+    assert not samples.is_steady(2)
