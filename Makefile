@@ -24,7 +24,7 @@ SCRIPTS = $(shell grep -rlE '^\#!/bin/(ba)?sh|^\#!/usr/bin/env bash' .ci debian 
 
 .DELETE_ON_ERROR:
 .SUFFIXES:
-.PHONY: help packages env vm-env stack-env web-env lab lab-stack lab-fleet test kernels lint format transcript generate bench fuzz lock clean \
+.PHONY: help packages env vm-env stack-env web-env lab lab-stack lab-fleet test kernels lint format transcript generate bench fuzz soak lock clean \
         calibrate mutants dist-env dist debian-env test-debian test-package
 
 help:
@@ -35,6 +35,7 @@ help:
 	@echo 'make kernels                        what holds on every kernel, from 5.10 to the newest'
 	@echo 'make bench                          what watching costs'
 	@echo 'make fuzz [ARGS=SECONDS]             readers with what nobody would write'
+	@echo 'make soak [ARGS=SECONDS]             an hour of churn: memory, descriptors, threads'
 	@echo 'make calibrate                      false alarms, power and time to the verdict'
 	@echo 'make mutants [ARGS="--sample N"]     what the tests do not notice'
 	@echo 'make calibrate                      false alarms, power and time to the verdict'
@@ -135,6 +136,9 @@ generate: env
 
 fuzz: env
 	@$(PYTHON) -m tools.fuzz $(ARGS)
+
+soak: env
+	@$(PYTHON) -m tools.soak $(ARGS)
 
 bench: env
 	@$(PYTHON) -m tools.bench $(ARGS)
