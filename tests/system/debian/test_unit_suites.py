@@ -45,6 +45,7 @@ _ELSEWHERE = (
     "tests/unit/deploy/test_prometheus.py",
     "tests/unit/publish/page/test_browser.py",
     "tests/unit/test_contracts.py",
+    "tests/unit/test_docs.py",
 )
 _LEAST = 1000
 
