@@ -332,6 +332,8 @@ def _usual_heads(block: Block) -> _Heads | None:
     letter = characters[body] - np.uint8(ord("a"))
     protocol, ends, good = numbers_at(block, body + _NAME, 3)
     good &= (letter < 26) & (characters[body + _NAME - 1] == ord(" ")) & (characters[ends] == ord(" "))
+    blank = block.windows(body, _NAME) == ord(" ")
+    good &= ~(blank[:-1] & ~blank[1:]).any(axis=0)  # the name, then blanks
     good &= (ends < block.ends) & ~block.says(body, b"ipv4 ") & ~block.says(body, b"ipv6 ")
     return _Heads(time, event, protocol) if good.all() else None
 

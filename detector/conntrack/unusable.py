@@ -6,9 +6,10 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
+_ENOUGH = 1 << 16
 RECORD = "record one with `conntrack -E -e NEW -o timestamp > FILE`"
 _RULES = (
-    rb"^\s*(?:#![^\n]*nft|(?:add |create )?table (?:ip|ip6|inet) \S+ \{|\{\"nftables\")"
+    rb"^[ \t]*(?:#![^\n]*nft|(?:add |create )?table (?:ip|ip6|inet) \S+ \{|\{\"nftables\")"
     rb"|^\*(?:nat|filter|mangle|raw)\b|^-A POSTROUTING "
 )
 _STARTS: Sequence[tuple[bytes, str, str]] = (
@@ -49,22 +50,22 @@ _TEXTS: Sequence[tuple[bytes, str, str]] = (
      "judge the rules with `exitprint audit FILE`, or give them with --rules beside a listing of flows"),
     (rb"^(?:interface|peer): \S|^\S+\t[A-Za-z0-9+/]{43}=", "what `wg show` prints",
      "give it with --peers beside a listing of flows"),
-    (rb"\bIN=\S* OUT=\S* .*\bSRC=", "a log of packets (the LOG target, ulogd2's PRINTPKT)",
+    (rb"\bIN=\S{0,20} OUT=\S{0,20} .{0,400}?\bSRC=", "a log of packets (the LOG target, ulogd2's PRINTPKT)",
      f"it does not hold what the source was translated to: {RECORD}, or give ulogd2 a stack with NFCT"),
     (rb"^cpu=\d+\s+\t?(?:found|searched)=", "what `conntrack -S` prints", f"it is only counters: {RECORD}"),
-    (rb"^\s*\d{1,9}\s*$", "a number, as `conntrack -C` prints", f"it is only a count: {RECORD}"),
-    (rb"\bproto=\d{1,3} src=\S+ dst=\S+ .*\bmask-src=", "a list of expectations",
+    (rb"^[ \t]*\d{1,9}[ \t\r]*$", "a number, as `conntrack -C` prints", f"it is only a count: {RECORD}"),
+    (rb"\bproto=\d{1,3} src=\S{2,45} dst=\S{2,45} .{0,400}?\bmask-src=", "a list of expectations",
      f"those are flows that may come: {RECORD}"),
-    (rb"\blayer3\b.*\borig\.|\"orig\.ip\.saddr\":", "ulogd2's output without addresses as text",
+    (rb"\blayer3\b.{0,400}?\borig\.|\"orig\.ip\.saddr\":", "ulogd2's output without addresses as text",
      "add IP2STR to its stack, behind NFCT"),
     (rb"^\d\d:\d\d:\d\d\.\d{6} (?:IP6? |\S+ (?:In|Out) )", "what tcpdump prints",
      f"packets do not show what they were before translation: {RECORD}"),
     (rb"^(?:Netid\s+)?State\s+Recv-Q|^Active Internet connections|^Proto\s+Recv-Q", "a list of sockets",
      f"a relay's flows have none: {RECORD}"),
-    (rb"^(?:Id|ID|Conn-?ID|CONN ID|Source|Pre-NAT)\b.*(?:source|Source|Original|Post-NAT|Destination)",
+    (rb"^(?:Id|ID|Conn-?ID|CONN ID|Source|Pre-NAT)\b.{0,400}?(?:source|Source|Original|Post-NAT|Destination)",
      "a table for people", "print conntrack's own lines: `conntrack -L`, or `show log conntrack` on VyOS"),
     (rb"^(?:Date first seen|ts,te,td)", "what nfdump prints", f"flow exports are not read here: {RECORD}"),
-    (rb"^\s*(?:<!DOCTYPE html|<html)", "a web page", RECORD),
+    (rb"^[ \t]*(?:<!DOCTYPE html|<html)", "a web page", RECORD),
     (rb"[Pp]ermission denied|Operation not permitted|you need to be root|command not found|No such file",
      "an error message in place of a listing", "run conntrack as root"),
     (rb"conntrack v[\d.]+ \(conntrack-tools\): 0 flow entries", "an empty listing",
@@ -84,7 +85,7 @@ def named(sample: bytes) -> tuple[str, str] | None:
     if len(sample) > 262 and sample[257:262] == b"ustar":
         return "a tar archive", "unpack it: `tar -xOf FILE | exitprint analyze -`"
     for pattern, name, way_out in _TEXTS:
-        if re.search(pattern, sample, re.MULTILINE):
+        if re.search(pattern, sample[:_ENOUGH], re.MULTILINE):
             return name, way_out
     if not sample.strip():
         return "empty", RECORD

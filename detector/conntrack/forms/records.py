@@ -24,6 +24,7 @@ GPRINT_LINE = re.compile(
 EXPORT_LINE = re.compile(rb"^(?:__CURSOR|__REALTIME_TIMESTAMP)=", re.MULTILINE)
 _LONGEST = 1 << 18
 _DEEPEST = 4
+_MOST_TRIES = 64  # to end an object that goes over lines
 _LATEST = 1e12
 _EVENTS = {"1": "NEW", "2": "UPDATE", "4": "DESTROY"}
 _TIMES = (
@@ -59,7 +60,7 @@ def rewrite_export(blocks: Iterator[bytes]) -> Iterator[bytes]:
 def _objects(blocks: Iterator[bytes]) -> Iterator[Any]:
     """The objects of a stream, one a line or spread over lines; None for what is none."""
     decoder = json.JSONDecoder()
-    open_object = ""
+    open_object, tries = "", 0
     for block in blocks:
         for text in block.decode("utf-8", "replace").split("\n")[:-1]:
             part = text.strip(" \t\r\x1e").removeprefix("data:").strip()
@@ -74,11 +75,12 @@ def _objects(blocks: Iterator[bytes]) -> Iterator[Any]:
             try:
                 value, _ = decoder.raw_decode(open_object)
             except (ValueError, RecursionError):
-                if open_object != part and len(open_object) < _LONGEST:
+                tries += 1
+                if open_object != part and len(open_object) < _LONGEST and tries < _MOST_TRIES:
                     continue
                 value = None
             yield value
-            open_object = ""
+            open_object, tries = "", 0
     if open_object:
         yield None
 

@@ -10,7 +10,7 @@ from itertools import pairwise
 from detector.conntrack.forms.canonical import GARBAGE, Tuple, in_blocks, line, protocol_number
 
 NAME = "conntrack -o save"
-LINE = re.compile(rb"^[ \t]*-([AIUD])[ \t].*[ \t]-s[ \t].*[ \t]-q[ \t]", re.MULTILINE)
+LINE = re.compile(rb"^[ \t]*-([AIUD])[ \t].{0,400}?[ \t]?-s[ \t].{0,400}?[ \t]-q[ \t]", re.MULTILINE)
 _EVENTS = {"A": "", "I": "", "U": "UPDATE", "D": "DESTROY"}
 _LONG = {
     "--orig-src": "-s",

@@ -15,8 +15,10 @@ from detector.conntrack.forms.canonical import GARBAGE, Tuple, in_blocks, line
 NAME = "conntrack -o xml"
 LINE = re.compile(rb"<flow(?:\s[^>]{0,200})?>\s*<meta\s", re.MULTILINE)
 _LONGEST = 1 << 16
-_FLOW = re.compile(rb"<flow(?:\s+type=\"(\w+)\")?[^>]*>(.*?)</flow>", re.DOTALL)
-_META = re.compile(rb"<meta\s+direction=\"(original|reply|independent)\"[^>]*>(.*?)</meta>", re.DOTALL)
+_FLOW = re.compile(rb"<flow(?:\s+type=\"(\w+)\")?[^>]{0,200}>((?:[^<]|<(?!/?flow\b))*)</flow>")
+_META = re.compile(
+    rb"<meta\s+direction=\"(original|reply|independent)\"[^>]{0,200}>((?:[^<]|<(?!/?meta\b))*)</meta>"
+)
 _EVENTS = {b"new": "NEW", b"update": "UPDATE", b"destroy": "DESTROY", b"": ""}
 _NANOSECONDS = 10**15
 

@@ -7,6 +7,7 @@ import json
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from ipaddress import ip_address
+from time import process_time
 
 import numpy as np
 import pytest
@@ -14,6 +15,7 @@ import pytest
 from detector.base.family import pack
 from detector.conntrack.forms import recognise
 from detector.conntrack.reader import Flows, Lines, Reader
+from detector.conntrack.unusable import named
 from tests.unit.conntrack.listings import Flow, entry, event
 
 PEER, SITE, EXIT = ip_address("10.64.0.7"), ip_address("198.51.100.9"), ip_address("203.0.113.70")
@@ -299,3 +301,33 @@ def test_an_unknown_beginning_costs_the_time_alone() -> None:
     assert (len(flows), lines.garbage) == (5, 0)
     assert np.isnan(flows.time).all()
     assert "not known" in said
+
+
+HOSTILE = {
+    "blanks": b"May 28 20:26:40 " + b" " * 60_000 + b"src=1\n",
+    "words": b"2026-05-28 20:26:40 " + b"a " * 30_000 + b"src=1\n",
+    "empty lines": b"\n" * 900_000,
+    "tags": b"<flow><meta " * 80_000 + b"\n",
+    "open tags": (b"<flow>" * 10_000 + b"\n") * 15,
+    "options": b"-A x " + b"-s a " * 12_000 + b"\n",
+    "packets": b"IN= OUT= " * 7_000 + b"\n",
+    "objects": b'{"a": {"b": [\n' + b"}\n" * 100_000,
+    "nested": b"[" * 60_000 + b'{"a' + b"\n",
+    "digits": b"[" + b"1" * 60_000 + b" src=\n",
+    "sources": b"tcp 6 " + b" src=" * 12_000 + b"\n",
+    "flows": b"x ORIG: SRC=a DST=b PROTO=1 " * 2_000 + b"\n",
+}
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_no_text_takes_long(name: str) -> None:
+    """What is written to make patterns try again and again is read or refused in the time of other text."""
+    begun = process_time()
+    form = recognise(HOSTILE[name])
+    if form is None:
+        named(HOSTILE[name])
+    else:
+        reader = Reader(form.line, Lines())
+        for part in form.apply(iter([HOSTILE[name]])):
+            reader.read(part)
+    assert process_time() - begun < 5
