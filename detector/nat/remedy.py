@@ -80,7 +80,10 @@ def remedies(
         remedy = _for_group(rules, group)
         made |= {at: remedy for at in group.rules if at in wanted} if remedy is not None else {}
     for at in leaking:
-        if at not in made:
+        if at in alone and isinstance(rules.rules[at].mapping, Chosen):  # a pool of one's own
+            gone = _without(rest, rules.rules[at])
+            made |= {at: gone} if gone is not None else {}
+        elif at not in made:
             remedy = _for_rule(rules, rules.rules[at]) or (
                 _without(rest, rules.rules[at]) if at in alone else None
             )
@@ -390,14 +393,20 @@ def _without(rest: Sequence[NatRule], rule: NatRule) -> Remedy | None:
     if not serves:
         return None
     effect = "Without this rule its peer leaves as the others do, by the rule that comes later."
-    where = rule.where
-    if where.reader == "iptables":
-        text = f"*{where.table}\n-D {where.chain} {where.number}\nCOMMIT\n"
-        return Remedy(text, effect, "", (), "iptables", (str(where),))
-    if where.handle is None:
+    places = [part.where for part in rule.parts] or [rule.where]
+    named = tuple(map(str, places))
+    if rule.where.reader == "iptables":
+        ordered = sorted(places, key=lambda one: -(one.number or 0))
+        gone = "".join(f"-D {one.chain} {one.number}\n" for one in ordered)
+        how = "take it out, by `iptables-restore --noflush`, and from where the rules are kept:"
+        return Remedy(f"*{rule.where.table}\n{gone}COMMIT\n", effect, "", (), "iptables", named, how)
+    if any(one.handle is None for one in places):
         return None
-    text = f"delete rule {where.family} {where.table} {where.chain} handle {where.handle}\n"
-    return Remedy(text, effect, "", (), "nft", (str(where),), commands=text)
+    text = "".join(
+        f"delete rule {one.family} {one.table} {one.chain} handle {one.handle}\n" for one in places
+    )
+    how = "take it out, by `nft -f`, and from where the rules are kept:"
+    return Remedy(text, effect, "", (), "nft", named, how, commands=text)
 
 
 __all__ = ["BY_SITE", "FRESH", "STICKY", "Remedy", "elements", "remedies"]

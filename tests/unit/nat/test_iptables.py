@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from detector.base.errors import UsageError
 from detector.base.family import Family
 from detector.base.ranges import parse_pool
+from detector.nat.audit import audit
 from detector.nat.iptables import nat_families, read_iptables_save
 from detector.nat.model import (
     Mapping,
@@ -169,7 +170,7 @@ WORDS = [*NFT.split(), *ODD]
 @settings(max_examples=100, deadline=None)
 @given(st.data())
 def test_fuzzed_text_ends_in_an_answer(data: st.DataObject) -> None:
-    """A save with words replaced, added or dropped is read or refused, never a traceback."""
+    """A save with words replaced, added or dropped is read and judged or refused, never a traceback."""
     lines = NFT.splitlines()
     for _ in range(data.draw(st.integers(1, 6))):
         at = data.draw(st.integers(0, len(lines) - 1))
@@ -180,7 +181,7 @@ def test_fuzzed_text_ends_in_an_answer(data: st.DataObject) -> None:
         )
         lines[at] = " ".join(words)
     with contextlib.suppress(UsageError):
-        read_iptables_save("\n".join(lines))
+        audit(read_iptables_save("\n".join(lines)))
 
 
 @pytest.mark.root

@@ -19,6 +19,7 @@ from hypothesis import strategies as st
 from detector.base.errors import UsageError
 from detector.base.family import Family
 from detector.base.ranges import AddressRange
+from detector.nat.audit import audit
 from detector.nat.model import (
     Chosen,
     Field,
@@ -341,7 +342,7 @@ JUNK = st.one_of(
 @settings(max_examples=100, deadline=None)
 @given(st.data())
 def test_fuzzed_json_ends_in_an_answer(data: st.DataObject) -> None:
-    """A listing with any of its parts replaced is read or refused, never a traceback."""
+    """A listing with any of its parts replaced is read and judged or refused, never a traceback."""
     document = json.loads(ZOO)
     places = _places(document)
     for _ in range(data.draw(st.integers(1, 4))):
@@ -349,7 +350,7 @@ def test_fuzzed_json_ends_in_an_answer(data: st.DataObject) -> None:
         if isinstance(container, dict) or key < len(container):
             container[key] = data.draw(JUNK)
     with contextlib.suppress(UsageError):
-        read_nft_json(json.dumps(document))
+        audit(read_nft_json(json.dumps(document)))
 
 
 @pytest.mark.root
