@@ -13,10 +13,10 @@ import sys
 import tempfile
 import time
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
-from statistics import median
+from statistics import quantiles
 from typing import Any
 
 from prometheus_client.parser import text_string_to_metric_families
@@ -30,15 +30,21 @@ from detector.lab.wireguard import Remote, UserWireGuard, new_private_key
 from detector.wireguard.read import read_peers
 from tools.bench.relay import FIRST_PEER, FIRST_SITE, POOL, Relay
 
-# The relay has many peers; how many of them send decides how much of the tables stays in the caches.
-PEERS = 2000
+# How many peers send decides how much of the tables stays in the caches.
+CROWDS = (90, 2000, 20_000, 50_000)
 FEW = 90
+MANY = 2000
+# Lines of the cache that a settled flow touches beside conntrack's own, by design: the tunnel address, the
+# slot, the block of its exit, each the peer's own; the exit, control, outcomes, which all share.
+LINES = {"of the peer": 3, "shared": 4}
+_FLOWS_TO_SETTLE = 64  # of a peer: after so many nothing is measured any more in this pane
 _STATS = Path("/proc/sys/kernel/bpf_stats_enabled")
 _ECHO_PORT = 7
 _ESTABLISHED_FLOWS = 64
 _RUNS_IN_A_ROUND = 4
 # The default: the bench's other parts look more often, so as not to wait.
 _INTERVAL_ON_A_RELAY = "10s"
+_REPORTS = 2
 _INTERVAL = 1.5  # seconds: longer than the service's in the bench
 
 Results = dict[str, Any]
@@ -69,11 +75,12 @@ def _conntrack_events(relay: Relay) -> Iterator[None]:
             process.wait()
 
 
-def rates(relay: Relay, rounds: int, flows: int, say: Callable[[str], None]) -> Results:
+def rates(relay: Relay, rounds: int, flows: int, peers: int, say: Callable[[str], None]) -> Results:
     """New flows a second with nothing, the service, and conntrack's events, in alternating rounds.
 
-    What is timed is a relay that has been at work for a while: the first run with each watcher of a round, in
-    which the service measures what it measures of each peer once in a window, does not count.
+    What is timed is a relay that has been at work for a while: what a watcher of a round is sent first, in
+    which the service measures what it measures of each peer in a pane, does not count. The ratio is taken
+    pair by pair, of runs with the same flows that follow each other.
     """
     relay.translate(f"snat to {POOL} fully-random")
     watchers: dict[str, Callable[[], AbstractContextManager[Any]]] = {
@@ -84,15 +91,23 @@ def rates(relay: Relay, rounds: int, flows: int, say: Callable[[str], None]) -> 
     seen: dict[str, list[float]] = {name: [] for name in watchers}
     for number in range(1, rounds + 1):
         for name, watch in watchers.items():
-            say(f"round {number} of {rounds}: {name}")
+            say(f"{peers:,} peers, round {number} of {rounds}: {name}")
             with watch():
-                _generate(relay, flows, 0)
-                seen[name] += (_generate(relay, flows, number) for _ in range(_RUNS_IN_A_ROUND))
+                for first in range(max(-(-_FLOWS_TO_SETTLE * peers // flows), 1)):
+                    _generate(relay, flows, 1000 + first, peers)
+                seen[name] += (_generate(relay, flows, number, peers) for _ in range(_RUNS_IN_A_ROUND))
     ratios = {
-        name: median(one / nothing for one, nothing in zip(seen[name], seen["nothing"], strict=True))
+        name: spread(one / nothing for one, nothing in zip(seen[name], seen["nothing"], strict=True))
         for name in seen
+        if name != "nothing"
     }
-    return {"flows_per_second": {name: median(found) for name, found in seen.items()}, "ratio": ratios}
+    return {"ratio": ratios, "flows_per_second": {name: spread(found) for name, found in seen.items()}}
+
+
+def spread(values: Iterable[float]) -> Results:
+    """The median and the quartiles around it."""
+    low, middle, high = quantiles(values, n=4, method="inclusive")
+    return {"median": middle, "quartiles": f"{low:,.4g} to {high:,.4g}"}
 
 
 @contextmanager
@@ -117,8 +132,10 @@ def _metrics(service: LabService) -> dict[tuple[str, str], float]:
 
 
 def _runs(service: LabService) -> bpf.RunTime:
-    time.sleep(_INTERVAL)  # so that the next report has them
-    now = _metrics(service)
+    # The sensor reads them at its next look, and the aggregator's next report has them.
+    cycles = _metrics(service)["exitprint_cycles_total", "good"]
+    while (now := _metrics(service))["exitprint_cycles_total", "good"] < cycles + _REPORTS:
+        time.sleep(_INTERVAL / 4)
     seconds = now["exitprint_program_run_seconds_total", ""]
     return bpf.RunTime(int(now["exitprint_program_runs_total", ""]), int(seconds * 1e9))
 
@@ -140,7 +157,9 @@ def _empty_program(relay: Relay) -> Iterator[int]:
         os.close(link)
 
 
-def program_time(relay: Relay, rounds: int, flows: int, say: Callable[[str], None]) -> Results:
+def program_time(
+    relay: Relay, rounds: int, flows: int, crowds: Sequence[int], say: Callable[[str], None]
+) -> Results:
     """Nanoseconds in the program per new flow, and per packet of an established flow beside an empty one."""
     say("time in the kernel program")
     relay.translate(f"snat to {POOL} fully-random")
@@ -149,19 +168,30 @@ def program_time(relay: Relay, rounds: int, flows: int, say: Callable[[str], Non
         start_service(relay) as service,
         _empty_program(relay) as empty,
     ):
-        new: dict[str, list[float]] = {}
-        for peers in (FEW, PEERS):
-            found = new.setdefault(f"{peers} peers", [])
-            for number in range(rounds):
-                before = _runs(service)
+        new: dict[str, Results] = {}
+        for peers in crowds:
+            found, idle = [], []
+            settling = max(-(-_FLOWS_TO_SETTLE * peers // flows), 1)
+            for number in range(1 + rounds):
+                before, before_empty = _runs(service), bpf.run_time(empty)
                 _generate(relay, flows, 100 + number, peers)
                 found.append(_per_run(before, _runs(service)))
+                idle.append(_per_run(before_empty, bpf.run_time(empty)))
+                for again in range(settling if not number else 0):
+                    _generate(relay, flows, 200 + again, peers)
+            more = [one - nothing for one, nothing in zip(found, idle, strict=True)]
+            new[f"{peers:,} peers"] = {
+                "first, measured": found[0],
+                "settled": spread(found[-rounds:]),
+                "settled, over an empty program": spread(more[-rounds:]),
+            }
         before_empty, before = bpf.run_time(empty), _runs(service)
         _established(relay, flows)
         established = _per_run(before, _runs(service))
         nothing = _per_run(before_empty, bpf.run_time(empty))
     return {
-        "new_flow_ns": {name: {"first": found[0], "median": median(found)} for name, found in new.items()},
+        "lines by design": LINES,
+        "new_flow_ns": new,
         "established_packet_ns": {"exitprint": established, "empty": nothing, "more": established - nothing},
     }
 
@@ -195,7 +225,7 @@ def memory(relay: Relay, flows: int, say: Callable[[str], None]) -> Results:
     relay.translate(f"snat to numgen random mod 59 map {{ {_elements()} }}")
     with start_service(relay) as service:
         for number in range(4):
-            _generate(relay, flows, 200 + number, PEERS)
+            _generate(relay, flows, 200 + number, MANY)
         time.sleep(2 * _INTERVAL)
         now = _metrics(service)
     size = {
