@@ -77,11 +77,15 @@ def _namespaces_of_sensors() -> Iterator[tuple[Path, int]]:
 
 
 def _host() -> int:
-    """The network namespace that the host started in."""
-    try:
-        return _identity(_PROC / "1/ns/net")
-    except OSError:  # not for us to see
-        return _identity(_PROC / "self/ns/net")
+    """The network namespace of the first process above us, or of the farthest that we may look at."""
+    found, pid = _identity(_PROC / "self/ns/net"), os.getppid()
+    while pid > 0:
+        try:
+            found = _identity(_PROC / str(pid) / "ns/net")
+            pid = int((_PROC / str(pid) / "stat").read_text().rpartition(")")[2].split()[1])
+        except (OSError, ValueError):
+            break
+    return found
 
 
 def _identity(path: Path) -> int:
