@@ -171,6 +171,13 @@ def main() -> int:
     given = parser.parse_args()
     killed = tried = 0
     for room, tests in TESTS.items():
+        paths = [
+            path
+            for path in sorted((ROOT / room).glob("*.py"))
+            if path.name not in _SKIPPED and given.module in str(path)
+        ]
+        if not paths:
+            continue
         began = time.monotonic()
         subprocess.run(
             [sys.executable, "-m", "pytest", "-q", "-x", *tests],
@@ -179,9 +186,7 @@ def main() -> int:
             stdout=subprocess.DEVNULL,
         )
         patience = 60 + 4 * (time.monotonic() - began)
-        for path in sorted((ROOT / room).glob("*.py")):
-            if path.name in _SKIPPED or given.module not in str(path):
-                continue
+        for path in paths:
             mutants = list(mutants_of(path))
             if given.sample and len(mutants) > given.sample:
                 mutants = random.Random(given.seed).sample(mutants, given.sample)  # noqa: S311

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from ipaddress import ip_address
+from zlib import crc32
 
 from detector.base.family import Address
 from detector.predictors import BANK, NAMES, ExitPool, HashRule, meaning, predict
@@ -67,3 +68,10 @@ def test_every_name_is_explained() -> None:
     assert NAMES[:2] == ("kernel_persistent", "kernel_destination")
     assert all(" " in meaning(name) for name in NAMES)
     assert meaning("something else") == "something else"
+
+
+def test_crc32_is_that_of_the_bytes() -> None:
+    """As zlib reckons it, modulo the size; a pool of one is not tried."""
+    said = predict(PEERS, [ODD])["crc32"]
+    assert said == [[ODD.at(crc32(peer.packed) % 11)] for peer in PEERS]
+    assert "crc32" not in predict(PEERS, [ExitPool(ODD.first, ODD.first)])
