@@ -65,7 +65,7 @@ class ExclusiveKind(StrEnum):
     UNTRANSLATED = "untranslated"
 
 
-class Contrast(StrEnum):
+class ContrastName(StrEnum):
     """Which pairs of flows of one peer are compared."""
 
     ANY = "any"
@@ -113,7 +113,7 @@ class ReasonWords:
 
 VERDICTS = tuple(Verdict)
 LEAKS = VERDICTS[: VERDICTS.index(Verdict.SESSION_STICKY)]
-CONTRASTS = tuple(Contrast)
+CONTRASTS = tuple(ContrastName)
 
 MORE_FLOWS = "More flows of more peers would give a verdict."
 _WAIT = "Wait for more traffic, and look again."
@@ -261,10 +261,10 @@ EXCLUSIVE_WORDS: Mapping[ExclusiveKind, str] = {
     ExclusiveKind.UNTRANSLATED: "not translated at all: the tunnel address itself is what sites see",
 }
 
-CONTRAST_WORDS: Mapping[Contrast, str] = {
-    Contrast.ANY: "to different sites",
-    Contrast.SAME_DESTINATION: "to the same site",
-    Contrast.SAME_PORT: "from the same source port",
+CONTRAST_WORDS: Mapping[ContrastName, str] = {
+    ContrastName.ANY: "to different sites",
+    ContrastName.SAME_DESTINATION: "to the same site",
+    ContrastName.SAME_PORT: "from the same source port",
 }
 
 

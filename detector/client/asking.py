@@ -22,7 +22,7 @@ from detector.publish.inspect.socket import ask
 
 
 @dataclass(frozen=True, slots=True)
-class Service:
+class RunningService:
     """One service, by the path of its socket.
 
     Every method raises `NotYet` where nobody answers, `HostError` where the service refuses, and `UsageError`

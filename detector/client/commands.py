@@ -21,7 +21,7 @@ from detector.base.family import Family
 from detector.base.verdicts import VERDICTS
 from detector.client import watching
 from detector.client.advice import advice_for
-from detector.client.asking import Service
+from detector.client.asking import RunningService
 from detector.client.checking import CHECK_HELP, check_status
 from detector.client.public import public_report, public_text
 from detector.client.render import explain_view, history_view, peers_view, retention_view, status_view
@@ -69,7 +69,7 @@ _json = click.option("--json", "as_json", is_flag=True, help="Print one JSON obj
 @_understood
 def status(path: Path, as_json: bool, check: bool) -> None:
     """Ask the running service for its verdict, why, since when, on what evidence, and what to do."""
-    answer = Service(path).status()
+    answer = RunningService(path).status()
     advice, now = advice_for(answer), datetime.now(UTC)
     _print({**answer, "advice": advice.as_dict()}, status_view(answer, advice, now), as_json)
     if check:
@@ -86,7 +86,7 @@ def status(path: Path, as_json: bool, check: bool) -> None:
 @_understood
 def peers(path: Path, as_json: bool, **arguments: object) -> None:
     """List the peers, the riskiest first, by pseudonym: one line for each tunnel address with flows."""
-    answer = Service(path).peers(arguments)
+    answer = RunningService(path).peers(arguments)
     _print(answer, peers_view(answer, _console(_WIDE).width), as_json, _WIDE)
 
 
@@ -100,7 +100,7 @@ def explain(path: Path, as_json: bool, pseudonym: str) -> None:
 
     The beginning of a pseudonym is enough where no other begins so.
     """
-    answer = Service(path).explain(pseudonym)
+    answer = RunningService(path).explain(pseudonym)
     _print(answer, explain_view(answer, blocks=_console().encoding.startswith("utf")), as_json)
 
 
@@ -110,7 +110,7 @@ def explain(path: Path, as_json: bool, pseudonym: str) -> None:
 @_understood
 def history(path: Path, as_json: bool) -> None:
     """List changes of verdict, rules, coverage and state since the service started, the newest last."""
-    answer = Service(path).history()
+    answer = RunningService(path).history()
     _print(answer, history_view(answer, datetime.now(UTC)), as_json)
 
 
@@ -126,7 +126,7 @@ def report(path: Path, as_json: bool, public: bool) -> None:
     """
     if not public:
         raise UsageError("report without --public is not there", "exitprint status shows everything")
-    service = Service(path)
+    service = RunningService(path)
     made = public_report(service.status(), service.history())
     click.echo(json.dumps(made) if as_json else public_text(made), nl=as_json)
 
@@ -137,7 +137,7 @@ def report(path: Path, as_json: bool, public: bool) -> None:
 @_understood
 def retention(path: Path, as_json: bool) -> None:
     """Say exactly what the service holds in memory, how much of it, and for how long."""
-    answer = Service(path).retention()
+    answer = RunningService(path).retention()
     _print(answer, retention_view(answer), as_json)
 
 
@@ -148,7 +148,7 @@ def retention(path: Path, as_json: bool) -> None:
 @_understood
 def watch(path: Path, as_json: bool, interval: float) -> None:
     """Show the status live; through a pipe, one line for each change. Ends with Ctrl-C."""
-    service = Service(path)
+    service = RunningService(path)
     seen = watching.follow(service.status, interval)
     console = _console()
     with suppress(KeyboardInterrupt):

@@ -14,6 +14,7 @@ from enum import StrEnum
 
 from detector.base.family import Family
 from detector.base.ranges import AddressRange, normalised
+from detector.base.verdicts import Severity
 from detector.nat.model import (
     About,
     Chosen,
@@ -35,15 +36,6 @@ _NO_REMEDY = " The rules name no second exit to share, so no other rule can be w
 
 HASH_BITS = 32.0
 """The kernel's hash is one 32-bit number, however large an IPv6 pool is (docs/leak-modes.md §2)."""
-
-
-class Severity(StrEnum):
-    """How bad it is; `critical` is what the audit calls a leak."""
-
-    CRITICAL = "critical"
-    WARNING = "warning"
-    OK = "ok"
-    UNKNOWN = "unknown"
 
 
 class Reach(StrEnum):

@@ -17,7 +17,8 @@ from rich.text import Text
 from detector.base.answers import SCHEMA_VERSION
 from detector.base.errors import EXIT_FINDING, EXIT_USAGE, ExitprintError
 from detector.base.family import Family
-from detector.nat.audit import Form, Judgement, Severity, audit
+from detector.base.verdicts import Severity
+from detector.nat.audit import Form, Judgement, audit
 from detector.nat.files import read_rules_file
 from detector.nat.model import RuleSet
 from detector.nat.place import read_where_the_service_looks

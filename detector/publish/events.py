@@ -14,7 +14,7 @@ from detector.base.verdicts import Reason
 MAX_EVENTS = 100
 
 
-class Kind(StrEnum):
+class EventKind(StrEnum):
     """What changed."""
 
     VERDICT = "verdict"
@@ -39,7 +39,7 @@ class Event:
     """
 
     at: float
-    kind: Kind
+    kind: EventKind
     family: Family | None
     before: str
     after: str

@@ -16,7 +16,7 @@ from detector.analysis.report import FamilyReport
 from detector.base.family import Family
 from detector.base.verdicts import VERDICT_WORDS, Verdict
 from detector.logs import get_logger
-from detector.publish.events import MAX_EVENTS, Event, Kind
+from detector.publish.events import MAX_EVENTS, Event, EventKind
 from detector.publish.snapshot import Snapshot, rules_at_fault
 
 _log = get_logger()
@@ -64,31 +64,31 @@ def tell(events: Iterable[Event]) -> None:
 def _states(before: Snapshot, now: Snapshot) -> Iterator[Event]:
     if _NUMBERS.sub("", before.waiting) != _NUMBERS.sub("", now.waiting):
         was, is_ = before.waiting or "watching", now.waiting or "watching"
-        yield Event(now.made, Kind.STATE, None, was, is_, is_bad=bool(now.waiting))
+        yield Event(now.made, EventKind.STATE, None, was, is_, is_bad=bool(now.waiting))
     if before.reload.good != now.reload.good:
         words = {True: "configuration accepted", False: "configuration refused"}
         was, is_ = words[before.reload.good], words[now.reload.good]
-        yield Event(now.made, Kind.STATE, None, was, is_, is_bad=not now.reload.good)
+        yield Event(now.made, EventKind.STATE, None, was, is_, is_bad=not now.reload.good)
     for what, was_, is__ in (
         ("tunnel addresses without room", before.refused_peers, now.refused_peers),
         ("rules not understood", before.not_understood, now.not_understood),
     ):
         if was_ != is__:
             yield Event(
-                now.made, Kind.STATE, None, f"{was_:,} {what}", f"{is__:,} {what}", is_bad=is__ > was_
+                now.made, EventKind.STATE, None, f"{was_:,} {what}", f"{is__:,} {what}", is_bad=is__ > was_
             )
 
 
 def _epochs(before: Snapshot, now: Snapshot) -> Iterator[Event]:
     if before.epoch != now.epoch:
         why = "The NAT rules changed." if before.epoch else "The NAT rules were read."
-        yield Event(now.made, Kind.EPOCH, None, str(before.epoch), str(now.epoch), why=why)
+        yield Event(now.made, EventKind.EPOCH, None, str(before.epoch), str(now.epoch), why=why)
     for family, change in now.change.items():
         old = before.change.get(family)
         known = change.outcome is not Outcome.UNKNOWN  # it takes some flows of the peers to tell
         if known and (old is None or (old.since, old.outcome) != (change.since, change.outcome)):
             why = str(change.as_dict()["why"])
-            yield Event(now.made, Kind.EPOCH, family, "", f"mapping {change.outcome}", why=why)
+            yield Event(now.made, EventKind.EPOCH, family, "", f"mapping {change.outcome}", why=why)
 
 
 def _coverage(before: Snapshot, now: Snapshot) -> Iterator[Event]:
@@ -98,7 +98,9 @@ def _coverage(before: Snapshot, now: Snapshot) -> Iterator[Event]:
     if (was < _COVERAGE_FLOOR) != (is_ < _COVERAGE_FLOOR):
         evidence = {"coverage": round(is_, 4)}
         low = is_ < _COVERAGE_FLOOR
-        yield Event(now.made, Kind.COVERAGE, None, f"{was:.1%}", f"{is_:.1%}", evidence=evidence, is_bad=low)
+        yield Event(
+            now.made, EventKind.COVERAGE, None, f"{was:.1%}", f"{is_:.1%}", evidence=evidence, is_bad=low
+        )
 
 
 def _verdicts(before: Snapshot, now: Snapshot) -> Iterator[Event]:
@@ -111,7 +113,7 @@ def _verdicts(before: Snapshot, now: Snapshot) -> Iterator[Event]:
             continue
         yield Event(
             now.made,
-            Kind.VERDICT,
+            EventKind.VERDICT,
             family,
             was,
             is_,

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from detector.base.moments import moment_of
 from detector.base.verdicts import REASON_WORDS, VERDICT_WORDS, Verdict, plain
-from detector.publish.events import Event, Kind
+from detector.publish.events import Event, EventKind
 from detector.publish.page.html import Markup, element, join
 from detector.publish.page.labels import ago
 
@@ -46,15 +46,17 @@ def _entry(event: Event, clock: float) -> list[Markup | None]:
         element("p", stamp, f" ({ago(clock - event.at)} ago)", class_="when"),
         element("p", f"{about}: ", _what(event)),
         *(element("p", f"{REASON_WORDS[reason].missing.capitalize()}.") for reason in event.reasons),
-        element("p", event.why) if event.kind is Kind.EPOCH and event.why else None,
+        element("p", event.why) if event.kind is EventKind.EPOCH and event.why else None,
         *(element("p", "Rule at fault: ", element("code", rule)) for rule in event.rules),
     ]
 
 
 def _what(event: Event) -> Markup:
-    if event.kind is Kind.VERDICT:
+    if event.kind is EventKind.VERDICT:
         return join(_verdict(event.before), " → ", _verdict(event.after))
-    word = {Kind.EPOCH: "NAT rules, epoch ", Kind.COVERAGE: "coverage ", Kind.STATE: ""}[event.kind]
+    word = {EventKind.EPOCH: "NAT rules, epoch ", EventKind.COVERAGE: "coverage ", EventKind.STATE: ""}[
+        event.kind
+    ]
     if event.family:
         word = ""
     return join(word, f"{event.before} → {event.after}" if event.before else event.after)

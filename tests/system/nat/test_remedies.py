@@ -19,8 +19,9 @@ from ipaddress import ip_address
 import pytest
 
 from detector.base.family import Address
+from detector.base.verdicts import Severity
 from detector.lab.namespaces import entered
-from detector.nat.audit import Form, Judgement, Severity, audit
+from detector.nat.audit import Form, Judgement, audit
 from detector.nat.live import read_live
 from detector.nat.remedy_text import Remedy
 from tests.system.kernel.topology import Flow, Relay, built, peer, site

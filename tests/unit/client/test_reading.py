@@ -238,7 +238,7 @@ def test_a_service_of_another_release_is_told(monkeypatch: pytest.MonkeyPatch) -
     """An answer in another version is not misread."""
     monkeypatch.setattr(asking, "ask", lambda *_, **__: {"schema_version": SCHEMA_VERSION + 1})
     with pytest.raises(HostError, match="the service speaks version"):
-        asking.Service(Path("/nowhere")).status()
+        asking.RunningService(Path("/nowhere")).status()
 
 
 def one(snapshot: Snapshot, verdict: str, epoch: int, flows: int) -> StatusAnswer:

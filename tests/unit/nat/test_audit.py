@@ -17,8 +17,9 @@ from click.testing import CliRunner
 
 from detector.base.family import Family
 from detector.base.ranges import AddressRange, parse_pool
+from detector.base.verdicts import Severity
 from detector.lab.mappings import MAPPINGS
-from detector.nat.audit import Judgement, Reach, Severity, audit
+from detector.nat.audit import Judgement, Reach, audit
 from detector.nat.audit_command import audit_command
 from detector.nat.files import read_rules_text
 from detector.nat.iptables import read_iptables_save

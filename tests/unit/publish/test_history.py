@@ -16,7 +16,7 @@ from detector.analysis.verdict import judge
 from detector.base.family import Family
 from detector.base.verdicts import Reason, Verdict
 from detector.config.reload import Reload
-from detector.publish.events import MAX_EVENTS, Event, Kind
+from detector.publish.events import MAX_EVENTS, Event, EventKind
 from detector.publish.history import changes, follow, tell
 from detector.publish.snapshot import Snapshot, rules_at_fault
 from tests.unit.publish.page.moments import observed
@@ -106,7 +106,7 @@ def test_epochs_and_what_they_did_are_told() -> None:
     """The number, and for each family what became of the mapping, once."""
     fresh = Snapshot(report=RANDOM, made=2.0, epoch=2)
     (epoch,) = changes(at(1.0), fresh)
-    assert (epoch.kind, epoch.family, epoch.before, epoch.after) == (Kind.EPOCH, None, "1", "2")
+    assert (epoch.kind, epoch.family, epoch.before, epoch.after) == (EventKind.EPOCH, None, "1", "2")
     compared = replace(fresh, change={Family.IPV4: CHANGE})
     (did,) = changes(fresh, compared)
     assert (did.family, did.after) == (Family.IPV4, "mapping redrawn")
@@ -131,7 +131,7 @@ def test_epochs_and_what_they_did_are_told() -> None:
 def test_states_are_told_both_ways(changed: dict[str, object], after: str, is_bad: bool) -> None:
     """What is wrong, and that it is over."""
     (event,) = changes(at(1.0), replace(at(2.0), **changed))  # type: ignore[arg-type]
-    assert (event.kind, event.after, event.is_bad) == (Kind.STATE, after, is_bad)
+    assert (event.kind, event.after, event.is_bad) == (EventKind.STATE, after, is_bad)
     (over,) = changes(replace(at(1.0), **changed), at(2.0))  # type: ignore[arg-type]
     assert (over.before, over.is_bad) == (after, False)
 
@@ -157,7 +157,7 @@ def test_every_event_is_a_line_of_the_log() -> None:
     stream = io.StringIO()
     logs.configure("aggregator", "json", stream=stream)
     tell(follow(follow(Snapshot(epoch=1), at(10.0)), at(20.0, LEAKING)).news)
-    tell([Event(1.0, Kind.EPOCH, None, "1", "2")])
+    tell([Event(1.0, EventKind.EPOCH, None, "1", "2")])
     bad, plain = map(json.loads, stream.getvalue().splitlines())
     assert (bad["event"], bad["level"], bad["family"]) == ("verdict changed", "warning", "ipv4")
     assert (bad["from"], bad["to"]) == ("unlinkable", "predictable by kernel_persistent")
