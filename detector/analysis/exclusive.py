@@ -34,7 +34,7 @@ class Exclusive:
 
     Attributes:
         peers: by kind, shape (P,): who has it.
-        persons: how many have flows on the relay.
+        persons: how many have flows on the relay, translated or with a global address of their own.
     """
 
     peers: Mapping[ExclusiveKind, Mask]
@@ -71,7 +71,10 @@ def exclusive_of(
         ExclusiveKind.EXIT: None if lonely is None else lonely.peers,
     }
     masks = {kind: mask for kind, mask in found.items() if mask is not None and mask.any()}
-    return Exclusive(masks, int(np.count_nonzero(columns.peer_flows)))
+    active = columns.peer_flows > 0
+    if observation.untranslated_global is not None:
+        active |= np.greater(observation.untranslated_global, 0)
+    return Exclusive(masks, int(np.count_nonzero(active)))
 
 
 def _untranslated(observation: Observation, columns: Columns) -> Mask | None:

@@ -153,7 +153,8 @@ class FamilyReport:
         findings: all that hold, worst first.
         suspected: what the evidence says although it may not be trusted, because flows were lost.
         reasons: why the verdict is `unknown`.
-        peers: peers with flows.
+        peers: peers with translated flows.
+        persons: peers with flows, translated or with a global address of their own; not in the JSON object.
         judged: peers with enough votes for a word about them.
         exits: exits in use.
         pool_size: configured exits.
@@ -189,6 +190,7 @@ class FamilyReport:
     suspected: tuple[Verdict, ...]
     reasons: tuple[Reason, ...]
     peers: int
+    persons: int
     judged: int
     exits: int
     pool_size: int

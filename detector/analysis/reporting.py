@@ -53,6 +53,7 @@ def report_of(
         suspected=(),
         reasons=(),
         peers=columns.present,
+        persons=evidence.exclusive.persons,
         judged=int(np.count_nonzero(columns.judged)),
         exits=columns.exits_used,
         pool_size=columns.pool_size,
@@ -243,7 +244,7 @@ def _leak_bits(evidence: Evidence, findings: tuple[Verdict, ...], masks: dict[Ve
     which of the persons it is. Agreement that may be chance tells nothing.
     """
     columns = evidence.columns
-    persons = max(int(np.count_nonzero(columns.peer_flows)), 1)
+    persons = max(evidence.exclusive.persons, 1)
     most = float(np.log2(persons)) if persons > 1 else 0.0
     told = 0.0
     if columns.exits_used > 1 and not {Verdict.UNLINKABLE, Verdict.SINGLE_EXIT} & set(findings):

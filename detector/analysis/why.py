@@ -69,7 +69,7 @@ def _exclusive(report: FamilyReport) -> str:
         f"{number:,} {EXCLUSIVE_WORDS[kind]}" for kind, number in report.exclusive_kinds.items()
     )
     return (
-        f"{count:,} of {report.peers:,} peers have something of the exits to themselves: {kinds}. For them "
+        f"{count:,} of {report.persons:,} peers have something of the exits to themselves: {kinds}. For them "
         "the exit address is the identity: any site recognises them at each visit, and one look at who they "
         "are names all the rest. A pool that peers share would change the verdict."
     )

@@ -20,8 +20,8 @@ from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn
 from detector.base.errors import HostError, UsageError
 from detector.base.ranges import AddressRange, parse_pool
 from detector.config.model import Hook
-from detector.lab.layout import DEFAULT_POOLS, MAX_PEERS
-from detector.lab.mappings import MAPPINGS
+from detector.lab.layout import DEFAULT_POOLS, MAX_PEERS, Routed
+from detector.lab.mappings import MAPPINGS, ROUTED, find
 from detector.lab.relay import Lab
 from detector.lab.traffic import Result
 
@@ -82,6 +82,11 @@ class Options:
         """What the relay's rules are called."""
         return str(self.ruleset) if self.ruleset else self.mapping
 
+    @property
+    def routed(self) -> Routed | None:
+        """Which peers have a global address of their own."""
+        return None if self.ruleset else find(self.mapping).routed
+
 
 class Steps:
     """Progress for people on standard error; says nothing where that is no terminal."""
@@ -133,7 +138,7 @@ def running(options: Options, start: StartService, steps: Steps) -> Iterator[tup
         UsageError: the rules are not accepted.
         HostError: this host cannot build the lab.
     """
-    with Lab(peers=options.peers, pools=options.pools, progress=steps.say) as lab:
+    with Lab(peers=options.peers, pools=options.pools, routed=options.routed, progress=steps.say) as lab:
         steps.say(f"loading the rules: {options.rules}")
         if options.ruleset:
             lab.apply_file(options.ruleset)
@@ -158,7 +163,7 @@ def lab_command(start: StartService, show: ShowReport) -> click.Command:
 
     @click.command("lab", short_help="Build a relay on this machine and judge it.")
     @click.option(
-        "--mapping", type=click.Choice(list(MAPPINGS)), help=f"NAT rules to try [{DEFAULT_MAPPING}]."
+        "--mapping", type=click.Choice([*MAPPINGS, *ROUTED]), help=f"NAT rules to try [{DEFAULT_MAPPING}]."
     )
     @click.option(
         "--ruleset", type=click.Path(path_type=Path), help="nftables rules to try; the exit is eth0."

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Mapping
+from dataclasses import dataclass
 from ipaddress import IPv6Address, ip_address, ip_network
 
 from detector.base.errors import UsageError
@@ -18,6 +19,11 @@ from detector.base.ranges import AddressRange, Network
 TUNNELS: Mapping[Family, Network] = {
     Family.IPV4: ip_network("10.64.0.0/10"),
     Family.IPV6: ip_network("fc00:bbbb:bbbb:bb01::/64"),
+}
+# Addresses of their own for peers that are not translated: the internet is to take them for global ones.
+ROUTED: Mapping[Family, Network] = {
+    Family.IPV4: ip_network("198.19.0.0/16"),
+    Family.IPV6: ip_network("2001:db8:77::/64"),
 }
 INTERNET: Mapping[Family, Network] = {
     Family.IPV4: ip_network("198.51.100.0/24"),
@@ -41,6 +47,29 @@ DEFAULT_POOLS = (
     AddressRange(ip_address("203.0.113.68"), ip_address("203.0.113.126")),
     AddressRange(ip_address("2001:db8:203:113::44"), ip_address("2001:db8:203:113::7e")),
 )
+
+
+@dataclass(frozen=True, slots=True)
+class Routed:
+    """Which peers have a global address of their own in a family, in place of a tunnel's private one.
+
+    Attributes:
+        every: the first peer, and every so manyth after it.
+    """
+
+    family: Family
+    every: int
+
+    def given(self, peers: list[dict[Family, Address]], seed: int) -> list[dict[Family, Address]]:
+        """The addresses of peers, with the own ones of those that have one, scattered."""
+        network = ROUTED[self.family]
+        spread = random.Random(seed + 2)  # noqa: S311 - repeatable on purpose
+        numbers = spread.sample(range(256, 2**16 - 256), len(peers))
+        first = int(network[0])
+        return [
+            {**one, self.family: type(network[0])(first + number)} if place % self.every == 0 else one
+            for place, (one, number) in enumerate(zip(peers, numbers, strict=True))
+        ]
 
 
 def tunnel_addresses(peers: int, seed: int) -> list[dict[Family, Address]]:

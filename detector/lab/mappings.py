@@ -2,7 +2,8 @@
 """Named source-NAT mappings as nftables text for any pool, with the verdict that each deserves.
 
 The verdicts are those of docs/leak-modes.md §3 and §4. A mapping is written for one family and one pool; a
-ruleset is one table per family.
+ruleset is one table per family. Those in `ROUTED` are not about the choice, but about peers that are never
+translated.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from ipaddress import IPv4Address, IPv6Address, summarize_address_range
 from detector.base.errors import UsageError
 from detector.base.family import Family
 from detector.base.ranges import AddressRange, Network
+from detector.lab.layout import TUNNELS, Routed
 
 # An arbitrary number; the point is that it is written in the rules.
 SEED = 0x5EED1234
@@ -32,6 +34,7 @@ class Mapping:
         verdict: what the relay is to be called.
         predictor: what explains a `predictable` one, else None.
         statement: the nftables match and statement for a pool, without the output interface.
+        routed: which peers it is about, where they are to have an address of their own.
     """
 
     name: str
@@ -39,6 +42,7 @@ class Mapping:
     verdict: str
     predictor: str | None
     statement: Statement
+    routed: Routed | None = None
 
     def ruleset(self, pools: Iterable[AddressRange], interface: str) -> str:
         """The nftables text for these pools, at most one of each family, on what leaves by `interface`."""
@@ -91,6 +95,8 @@ def _draw(expression: str, suffix: str = "", match: str = "") -> Statement:
 
 
 _PORTS = "meta l4proto { tcp, udp }"
+# Translates nobody, and has the kernel track the family, as a relay's firewall does.
+_TRACKED = "ct state new accept"
 
 _ALL = (
     Mapping(
@@ -168,7 +174,30 @@ _ALL = (
     ),
 )
 
+_ROUTED = (
+    Mapping(
+        "routed6",
+        "IPv4 at random; in IPv6 a global address for each peer, routed and not translated.",
+        "exclusive",
+        None,
+        lambda pool: _draw("numgen random")(pool) if pool.family is Family.IPV4 else _TRACKED,
+        Routed(Family.IPV6, 1),
+    ),
+    Mapping(
+        "routed4",
+        "At random, but for a few peers with a public IPv4 of their own, routed and not translated.",
+        "exclusive",
+        None,
+        lambda pool: _draw("numgen random", match=f"{_keyword(pool)} saddr {TUNNELS[pool.family]}")(pool),
+        Routed(Family.IPV4, 8),
+    ),
+)
+
 MAPPINGS = {mapping.name: mapping for mapping in _ALL}
+"""Those for any lab, by name."""
+
+ROUTED = {mapping.name: mapping for mapping in _ROUTED}
+"""Those for a lab whose peers have been given what `Mapping.routed` says, by name."""
 
 
 def find(name: str) -> Mapping:
@@ -178,9 +207,10 @@ def find(name: str) -> Mapping:
         UsageError: there is none.
     """
     try:
-        return MAPPINGS[name]
+        return (MAPPINGS | ROUTED)[name]
     except KeyError:
-        raise UsageError(f"no mapping is called {name!r}", f"there are: {', '.join(MAPPINGS)}") from None
+        names = ", ".join(MAPPINGS | ROUTED)
+        raise UsageError(f"no mapping is called {name!r}", f"there are: {names}") from None
 
 
 def shared_secret() -> Mapping:

@@ -81,6 +81,7 @@ class Lab:
         pools: exit pools, one per family; a family without a pool is not translated by a named mapping.
         destinations: hosts of the internet in each family.
         seed: decides tunnel addresses, destinations and the order of flows.
+        routed: which peers have a global address of their own; nobody where it is None.
         user_space: True for ``wireguard-go``, False for the kernel's WireGuard, None for what there is.
         progress: called with a word on what is being done.
 
@@ -103,6 +104,7 @@ class Lab:
         pools: Iterable[AddressRange] = DEFAULT_POOLS,
         destinations: int = 24,
         seed: int = 1,
+        routed: layout.Routed | None = None,
         user_space: bool | None = None,
         progress: Callable[[str], None] = lambda _what: None,
     ) -> None:
@@ -114,6 +116,8 @@ class Lab:
         self.seed = seed
         self.peers: tuple[Peer, ...] = ()
         others = layout.tunnel_addresses(peers - canaries, seed)
+        if routed is not None:
+            others = routed.given(others, seed)
         self._addresses = [*layout.canary_addresses(canaries), *others]
         self._user_space = user_space
         self._progress = progress
@@ -376,7 +380,8 @@ def _relay_tunnel(interface: str) -> list[str]:
         f"addr add {network[1]}/{network.prefixlen} dev {interface} nodad"
         for network in layout.TUNNELS.values()
     ]
-    return [f"link set {interface} up", *addresses]
+    routes = [f"route add {network} dev {interface}" for network in layout.ROUTED.values()]
+    return [f"link set {interface} up", *addresses, *routes]
 
 
 def _client_tunnel(number: int, interface: str, tunnel: Mapping[Family, Address]) -> list[str]:

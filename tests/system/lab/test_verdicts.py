@@ -9,7 +9,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from detector.lab.mappings import MAPPINGS
+from detector.base.family import Family
+from detector.lab.mappings import MAPPINGS, find
 from detector.lab.relay import Lab
 from detector.lab.service import LabService, start_service
 from detector.lab.workload import Planner
@@ -85,3 +86,29 @@ def test_mended_rules_are_judged_for_themselves(lab: Lab, service: LabService) -
     assert all(family["flows"] == 0 for family in after["families"].values())
     lab.send(lab.workload(FLOWS, seed=3))
     assert service.report(FLOWS)["verdict"] == "unlinkable"
+
+
+@pytest.mark.parametrize(
+    ("name", "family", "own", "translated"),
+    [("routed6", Family.IPV6, PEERS, 0), ("routed4", Family.IPV4, PEERS // 8, PEERS - PEERS // 8)],
+)
+def test_routed_peers_are_exclusive(name: str, family: Family, own: int, translated: int) -> None:
+    """Peers that leave with a global address of their own are counted and named, however few they are."""
+    mapping = find(name)
+    with Lab(peers=PEERS, routed=mapping.routed) as lab:
+        lab.apply(mapping)
+        with start_service(lab, port=0) as service:
+            assert lab.send(lab.workload(FLOWS)).clean
+            assert lab.truth().untranslated() == own * FLOWS // PEERS // 2
+            report = service.report(FLOWS)
+            said = str(service.status())
+    assert report["verdict"] == mapping.verdict == "exclusive", report["why"]
+    assert f"{own} of {PEERS} peers" in report["why"]
+    assert f"{own} not translated" in report["why"]
+    found = report["families"][family.value]
+    assert found["exclusive_by_kind"] == {"untranslated": own}
+    assert found["untranslated"] == {"global": {"flows": own * FLOWS // PEERS // 2, "peers": own}}
+    assert found["peers"] == translated
+    (other,) = set(Family) - {family}
+    assert report["families"][other.value]["verdict"] == "unlinkable"
+    assert not [secret for secret in lab.secrets() if secret in said]

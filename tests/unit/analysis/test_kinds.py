@@ -103,6 +103,25 @@ def test_an_address_of_ones_own_that_leaves_is_exclusive() -> None:
     assert judge_family(clean).verdict is Verdict.UNLINKABLE
 
 
+def test_who_is_never_translated_counts_as_a_person() -> None:
+    """Shares and bits are of everybody who has flows, and not of those alone whom a rule translates."""
+    clean = steady()
+    for moved, told in ((4, np.log2(60) * 4 / 60), (60, np.log2(60))):
+        kept = np.asarray(clean.peer) >= moved
+        own = np.zeros(60, np.uint32)
+        own[:moved] = 30
+        translated = replace(
+            clean,
+            flows=np.where(kept, clean.flows, 0),
+            votes=np.where(kept, clean.votes, 0),
+            session_starts=np.where(kept, clean.session_starts, 0),
+        )
+        report = judge_family(replace(translated, untranslated_global=own))
+        assert report.verdict is Verdict.EXCLUSIVE
+        assert f"{moved} of 60 peers have something" in report.why
+        assert report.leak_bits == pytest.approx(told)
+
+
 def test_private_flows_that_leave_take_the_harmless_verdict() -> None:
     """Above a twentieth of the flows, with the number of flows and peers; likewise what conntrack misses."""
     clean = steady()

@@ -3,14 +3,16 @@
 
 from itertools import pairwise
 
+import numpy as np
 import pytest
 
 from detector.base.errors import UsageError
-from detector.base.family import Family
+from detector.base.family import Family, pack
 from detector.base.ranges import parse_pool
+from detector.conntrack.addresses import is_inside
 from detector.lab import layout
 from detector.lab.layout import DEFAULT_POOLS
-from detector.lab.mappings import MAPPINGS, find
+from detector.lab.mappings import MAPPINGS, ROUTED, find
 
 
 def test_the_named_mappings_are_those_of_the_command() -> None:
@@ -20,7 +22,10 @@ def test_the_named_mappings_are_those_of_the_command() -> None:
         "numgen-random numgen-inc masquerade netmap"
     )
     assert list(MAPPINGS) == names.split()
-    assert all(mapping.summary.endswith(".") and mapping.verdict for mapping in MAPPINGS.values())
+    assert list(ROUTED) == ["routed6", "routed4"]
+    every = MAPPINGS | ROUTED
+    assert all(mapping.summary.endswith(".") and mapping.verdict for mapping in every.values())
+    assert all(find(name) is mapping for name, mapping in every.items())
 
 
 def test_a_mapping_names_the_pool_it_is_given() -> None:
@@ -29,6 +34,32 @@ def test_a_mapping_names_the_pool_it_is_given() -> None:
     assert "snat to 203.0.113.68-203.0.113.70 persistent" in find("persistent").ruleset([pool], "eth0")
     text = find("jhash").ruleset([pool], "eth0")
     assert "jhash ip saddr mod 3 map { 0 : 203.0.113.68, 1 : 203.0.113.69, 2 : 203.0.113.70 }" in text
+
+
+def test_routed_peers_are_in_no_pool() -> None:
+    """No rule of `routed6` translates IPv6; the one of `routed4` for IPv4 takes none of the routed ones."""
+    six = find("routed6").ruleset(DEFAULT_POOLS, "eth0")
+    assert "snat" in six.partition("table ip6")[0]
+    assert "snat" not in six.partition("table ip6")[2]
+    four = find("routed4").ruleset(DEFAULT_POOLS, "eth0")
+    assert four.count("snat to numgen random") == 2
+    assert f"ip saddr {layout.TUNNELS[Family.IPV4]} snat" in four
+    assert not any(layout.TUNNELS[family].overlaps(layout.ROUTED[family]) for family in Family)
+
+
+@pytest.mark.parametrize(("every", "routed"), [(1, 30), (8, 4)])
+@pytest.mark.parametrize("family", Family)
+def test_routed_addresses_are_global_and_of_one_peer_each(family: Family, every: int, routed: int) -> None:
+    """Every so manyth peer has an address of its own in that family, and the others are as they were."""
+    before = layout.tunnel_addresses(30, 1)
+    after = layout.Routed(family, every).given(before, 1)
+    own = [peer[family] for peer in after if peer[family] in layout.ROUTED[family]]
+    assert len(own) == len(set(own)) == routed
+    assert not is_inside(np.array([list(pack(one)) for one in own], np.uint8)).any()
+    changed = [number for number, pair in enumerate(zip(before, after, strict=True)) if pair[0] != pair[1]]
+    assert changed == list(range(0, 30, every))
+    (other,) = set(Family) - {family}
+    assert [peer[other] for peer in after] == [peer[other] for peer in before]
 
 
 def test_netmap_stays_inside_the_pool() -> None:
