@@ -147,7 +147,7 @@ def confine_aggregator() -> None:
 
 
 def confine_sensor() -> None:
-    """No file is written, and calls are refused that neither we need nor nft."""
+    """No file is written, and calls are refused that neither we need nor the tools that list rules."""
     _confine(_filter_of_sensor, [("/dev/null", _WRITE_FILE | _TRUNCATE)], everything=False)
 
 

@@ -200,6 +200,7 @@ class SensorSpec:
         aggregator: the aggregator's process number.
         path: the configuration file.
         web: marks of everything that `web_config_file` names, as it was read.
+        legacy: descriptor of the socket to what reads the rules of iptables-legacy, None where nothing does.
     """
 
     config: Config
@@ -208,6 +209,7 @@ class SensorSpec:
     aggregator: int
     path: str
     web: Mapping[str, Mark]
+    legacy: int | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,7 +16,7 @@ import struct
 from collections.abc import Collection, Iterable
 from pathlib import Path
 
-CAP_NET_ADMIN, CAP_BPF = 12, 39
+CAP_NET_ADMIN, CAP_NET_RAW, CAP_BPF = 12, 13, 39
 
 _CAPABILITY_VERSION_3 = 0x20080522
 _PR_SET_PDEATHSIG = 1
@@ -61,6 +61,13 @@ def disable_core_dumps() -> None:
 def die_with_parent() -> None:
     """Get SIGTERM when the process that started us is gone, whatever we are doing then."""
     _check(_libc.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0), "prctl(PR_SET_PDEATHSIG)")
+
+
+def holds(capability: int) -> bool:
+    """Whether this process has a capability now."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    (held,) = (line.split()[1] for line in lines if line.startswith("CapEff:"))
+    return bool(int(held, 16) >> capability & 1)
 
 
 def keep_only(capabilities: Iterable[int]) -> None:

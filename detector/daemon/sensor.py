@@ -16,6 +16,7 @@ import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from types import FrameType
 
@@ -24,7 +25,7 @@ from detector.base.errors import EXIT_HOST, ExitprintError
 from detector.config.follow import WebFollower
 from detector.config.model import Config
 from detector.config.reload import Merged, Reload, SighupPipe, merge, read_config
-from detector.daemon import codec, privileges
+from detector.daemon import codec, legacy, privileges
 from detector.daemon.channel import Channel, Closed, Stalled, TooLong, sensor_end
 from detector.daemon.codec import Malformed
 from detector.daemon.confinement import confine_sensor
@@ -405,7 +406,9 @@ def main(descriptor: int) -> int:
     hangup = SighupPipe()
     channel = sensor_end(socket.socket(fileno=spec.channel), config.tables.peers)
     tables = KernelTables(spec.maps, config.tables)
-    sensor = Sensor(config, Edges(tables, tables.last_votes), channel)
+    saves = legacy.unread if spec.legacy is None else legacy.Reader(socket.socket(fileno=spec.legacy))
+    rules = partial(read_mapping, legacy_saves=saves)
+    sensor = Sensor(config, Edges(tables, tables.last_votes, rules), channel)
     sensor.web = WebFollower.of(config, spec.web)
     sensor.supervisor = Supervisor(os.environ, time.monotonic())
     notices = Notices()

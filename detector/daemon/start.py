@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`exitprint run` with root's rights: load the kernel program, start the aggregator, become the sensor.
+"""`exitprint run` with root's rights: load the kernel program, start the others, become the sensor.
 
 Nothing of this process's memory stays: the sensor is a new program under the same process number.
 """
@@ -25,7 +25,7 @@ from detector.base.errors import HostError, UsageError
 from detector.base.interpreter import module_command
 from detector.config.model import Config
 from detector.config.tls import Mark, WebConfig
-from detector.daemon import codec, privileges
+from detector.daemon import codec, legacy, privileges
 from detector.daemon.messages import AggregatorSpec, SensorSpec, SocketAccess, for_aggregator
 from detector.daemon.notify import Supervisor
 from detector.kernel.loader import Loaded, load
@@ -139,7 +139,18 @@ def _hand_over(
         if end:
             end.close()
     maps = _chosen(loaded, _SENSOR_MAPS)
-    _become_sensor(loaded, SensorSpec(config, maps, ours.fileno(), aggregator, str(path), marks))
+    reader = _legacy_reader(config)
+    asked = reader.fileno() if reader else None
+    _become_sensor(loaded, SensorSpec(config, maps, ours.fileno(), aggregator, str(path), marks, asked))
+
+
+def _legacy_reader(config: Config) -> socket.socket | None:
+    """Where to ask for the rules of iptables-legacy; what cannot be read is told with the rules."""
+    try:
+        return legacy.start_reader(config)
+    except OSError as error:
+        _log.warning("nothing reads the rules of iptables-legacy", reason=error.strerror)
+        return None
 
 
 def _web(config: Config) -> tuple[WebConfig | None, dict[str, Mark]]:
@@ -237,7 +248,8 @@ def _become_sensor(loaded: Loaded, spec: SensorSpec) -> NoReturn:
     told = _spec(spec)
     for descriptor in loaded.descriptors.values():  # they came over a socket: inheritable
         os.set_inheritable(descriptor, False)
-    for descriptor in (told, spec.channel, *spec.maps.values()):
+    asked = () if spec.legacy is None else (spec.legacy,)
+    for descriptor in (told, spec.channel, *asked, *spec.maps.values()):
         os.set_inheritable(descriptor, True)
     with contextlib.suppress(OSError):  # a full disk behind it is no reason not to start
         sys.stderr.flush()

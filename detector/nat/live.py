@@ -2,10 +2,11 @@
 """The source-NAT rules that the current network namespace has now, from nft and both kinds of iptables.
 
 An edge: it runs the tools and reads two files. CAP_NET_ADMIN is enough for nft and for iptables-nft-save.
-iptables-legacy-save opens a raw socket, so it wants CAP_NET_RAW as well; without it, rules of
-iptables-legacy are reported as not understood. A file that only root or group root may read tells whether
-there are any. No tool is run that would load a kernel module or take iptables' lock: iptables-legacy-save is
-started only when the kernel already lists a legacy table ``nat``.
+iptables-legacy-save opens a raw socket, so it wants CAP_NET_RAW as well: the service asks a process that
+has it (`detector.daemon.legacy`). Without it, rules of iptables-legacy are reported as not understood. A
+file that only root or group root may read tells whether there are any. No tool is run that would load a
+kernel module or take iptables' lock: iptables-legacy-save is started only when the kernel already lists a
+legacy table ``nat``.
 """
 
 from __future__ import annotations
@@ -212,6 +213,8 @@ def _legacy(family: Family, timeout: float, saves: LegacySaves | None) -> str | 
     name = _TOOLS[family]
     try:
         return (saves or legacy_save)(family, timeout)
+    except NotYet:  # a tool that is slow once is no change of the rules
+        raise
     except HostError as error:
         reason = f"there is a table of {name}-legacy, and {error.what}"
     where = Where("iptables", _WORDS[family], "nat", "POSTROUTING")

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from detector.base.errors import HostError, NotYet
+from detector.base.family import Family
 from detector.nat import live
 from detector.nat.iptables import read_iptables_save
 from detector.nat.live import merged, read_live
@@ -187,3 +188,18 @@ def test_a_dormant_table_is_off() -> None:
     chain = 'nft add chain ip nat post "{ type nat hook postrouting priority 100; }"'
     assert in_namespace(f"{table}; {chain}; nft add rule ip nat post masquerade") == []
     assert in_namespace(f"nft add table ip nat; {chain}; nft add rule ip nat post masquerade") != []
+
+
+def test_a_legacy_tool_that_is_slow_changes_no_rule(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What takes too long is tried again; what fails is a rule that is not understood."""
+    errors: list[HostError] = [NotYet("it is slow"), HostError("it fails")]
+
+    def saves(_family: Family, _timeout: float) -> str:
+        raise errors.pop(0)
+
+    monkeypatch.setattr(live, "has_legacy_nat", lambda family: family is Family.IPV4)
+    monkeypatch.setattr(live, "_nft", lambda _timeout: nft_listing(['{"nftables": []}'], "", live=True))
+    with pytest.raises(NotYet, match="it is slow"):
+        live.read_live(legacy_saves=saves)
+    (one,) = live.read_live(legacy_saves=saves).not_understood
+    assert "it fails" in one.reason
