@@ -208,6 +208,15 @@ class CanaryAnswer(TypedDict):
     kept: float | None
 
 
+class FloodAnswer(TypedDict):
+    """The peer that has most of the flows that the tables had no room for."""
+
+    pseudonym: str
+    family: str
+    flows: int
+    share: float  # of all such flows of the family
+
+
 class StatusAnswer(TypedDict):
     """What the service says of itself and its relay; `status --json` adds the advice."""
 
@@ -234,6 +243,7 @@ class StatusAnswer(TypedDict):
     lost: dict[str, int]
     unattributed: int
     canaries: list[CanaryAnswer]
+    floods: list[FloodAnswer]
 
 
 class AdvisedAnswer(StatusAnswer):

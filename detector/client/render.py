@@ -54,6 +54,7 @@ def status_view(status: StatusAnswer, advice: Advice, now: datetime) -> Renderab
         *_rules_at_fault(status),
         *evidence_parts(families),
         *_changes(status),
+        *_floods(status),
         Text(_footing(status), style="dim"),
         Text(_age(status, now), style="dim"),
         Text(),
@@ -82,6 +83,16 @@ def watch_view(
         Text(),
         *(_line(_event_head(event)) for event in list(events)[-_LAST:]),
     )
+
+
+def _floods(status: StatusAnswer) -> Iterator[Text]:
+    for one in status.get("floods", []):
+        who, share = one["pseudonym"], percent(one["share"])
+        yield Text(
+            f"{family_label(one['family'])}: {who} has {share} of the flows that the tables had no room for, "
+            f"{one['flows']:,}; see exitprint explain {who}",
+            style="yellow",
+        )
 
 
 def _line(text: Text) -> Text:

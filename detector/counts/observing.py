@@ -25,6 +25,7 @@ from detector.predictors.guess import GUESS, guessed_ranges
 
 _EXIT_MASK = np.uint64(0xFFFFFFFF)
 _EXIT_BITS = np.uint64(32)
+FLOOD = 100  # flows of a family that were refused in the window; fewer say nothing about who it was
 
 
 @dataclass(frozen=True, slots=True)
@@ -166,15 +167,37 @@ def _by_pane(
     return panes_of(pane, peer, used_exit, votes_[kept], (len(panes), peers, len(used.addresses)))
 
 
-def most_refused(counts: Counts, roster: Roster) -> tuple[str, int] | None:
-    """Who had the most flows that a table had no room for, and how many: the one that floods it."""
-    refused = counts.words.keys & np.uint64(127) == words.REFUSED
-    if not refused.any():
-        return None
-    found = counts.words.keep(refused)
-    most = int(np.argmax(found.counts))
-    (name,) = roster.pseudonyms(words.rows_of(found)[most : most + 1])
-    return name, int(found.counts[most])
+@dataclass(frozen=True, slots=True)
+class Flood:
+    """One peer that has most of what the tables had no room for.
+
+    Attributes:
+        name: its pseudonym.
+        flows: of it in the window, that a table had no room for.
+        refused: such flows of all peers of the family.
+    """
+
+    family: Family
+    name: str
+    flows: int
+    refused: int
+
+
+def floods(counts: Counts, roster: Roster) -> tuple[Flood, ...]:
+    """Who floods the tables: in each family the peer with more than half of the flows that were refused."""
+    refused = words.only(counts.words, words.REFUSED)
+    rows = words.rows_of(refused)
+    found = []
+    for family in Family:
+        mine = refused.keep(np.isin(rows, roster.select(family, rows)))
+        if not len(mine):
+            continue
+        most, total = int(np.argmax(mine.counts)), int(mine.counts.sum())
+        flows = int(mine.counts[most])
+        if 2 * flows > total and total >= FLOOD:
+            (name,) = roster.pseudonyms(words.rows_of(mine)[most : most + 1])
+            found.append(Flood(family, name, flows, total))
+    return tuple(found)
 
 
 def _sandwiches(told: Words, word: int, *shape: int) -> Sandwiches:

@@ -51,6 +51,11 @@ def rows_of(words: Columns) -> NDArray[np.int64]:
     return (words.keys >> WORD_BITS).astype(np.int64)
 
 
+def only(words: Columns, word: int) -> Columns:
+    """Those of one word."""
+    return words.keep(words.keys & _MASK == word)
+
+
 class Words:
     """The words of some persons, dense.
 

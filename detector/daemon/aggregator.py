@@ -34,7 +34,7 @@ from detector.config.tls import WebConfig
 from detector.counts.canaries import places
 from detector.counts.epoch import Epoch, SlotTrials
 from detector.counts.load import Load, load_of
-from detector.counts.observing import Observed, PoolRanges
+from detector.counts.observing import Observed, PoolRanges, floods
 from detector.counts.previous_epoch import PreviousEpoch
 from detector.counts.roster import Member
 from detector.counts.window import Counts, Window
@@ -326,6 +326,7 @@ class Aggregator:
             peers=self._views(report, observed),
             holds=self._holds(fill),
             canaries=places(counts, epoch.roster, epoch.exits, epoch.pools),
+            floods=floods(counts, epoch.roster),
         )
         self.snapshot = history.follow(before, made)
 

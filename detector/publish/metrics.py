@@ -108,6 +108,8 @@ METRICS = (
            "New flows by what became of them.", "kernel table outcomes"),
     Metric("events_lost", "counter", "", (Label("reason", (*LOSSES, "unattributed")),),
            "Flows or measurements that a table had no room for.", "kernel table outcomes"),
+    Metric("flood", "gauge", "", (_FAMILY,),
+           "Whether one peer has most of the flows in the window that the tables had no room for.", "window"),
     Metric("coverage_ratio", "gauge", "ratio", (),
            "Share of the peers' translated flows in the window that were counted and attributed.", "report"),
     Metric("untranslated_peers", "gauge", "", (_FAMILY, Label("kind", ("global", "private", "untracked"))),

@@ -20,6 +20,7 @@ from detector.config.model import Config
 from detector.config.reload import Reload
 from detector.counts.canaries import Place
 from detector.counts.load import Load
+from detector.counts.observing import Flood
 from detector.kernel.bpf import RunTime
 from detector.kernel.tables import LOSSES, Outcome, capacities
 from detector.predictors import NAMES
@@ -75,6 +76,7 @@ class Snapshot:
         peers: by family, for who asks on the relay itself.
         holds: what is in memory.
         canaries: where each sits in its pool.
+        floods: by family, the peer that has most of what the tables had no room for.
     """
 
     report: Report | None = None
@@ -103,6 +105,7 @@ class Snapshot:
     news: tuple[Event, ...] = field(default=(), repr=False)
     history: tuple[Event, ...] = field(default=(), repr=False)
     canaries: tuple[Place, ...] = ()
+    floods: tuple[Flood, ...] = ()
 
 
 def status(now: Snapshot, about: About) -> dict[str, object]:
@@ -134,6 +137,15 @@ def status(now: Snapshot, about: About) -> dict[str, object]:
         "waiting": now.waiting,
         "rules_not_understood": now.not_understood,
         "canaries": [_canary(place) for place in now.canaries],
+        "floods": [
+            {
+                "pseudonym": one.name,
+                "family": one.family.value,
+                "flows": one.flows,
+                "share": round(one.flows / one.refused, 2),
+            }
+            for one in now.floods
+        ],
         "lost": {reason: _total(now, outcome) for reason, outcome in LOSSES.items()},
         "unattributed": _total(now, Outcome.UNATTRIBUTED),
     }
@@ -198,6 +210,8 @@ def samples(now: Snapshot, about: About) -> Samples:
     if now.report:
         found["coverage_ratio"] = [((), now.report.coverage)]
         found["verdict_since_timestamp_seconds"] = [((), now.since)]
+        flooded = {one.family for one in now.floods}
+        found["flood"] = [((family,), float(family in flooded)) for family in Family]
         for family, report in now.report.families.items():
             for name, rows in _family(family, report).items():
                 found.setdefault(name, []).extend(rows)

@@ -70,6 +70,7 @@ REPORT = {
     "lost": {},
     "unattributed": 0,
     "canaries": [],
+    "floods": [],
 }
 
 

@@ -17,6 +17,7 @@ from rich.console import Console, RenderableType
 
 from detector.base.answers import SCHEMA_VERSION, PeersAnswer, StatusAnswer
 from detector.base.errors import HostError, NotYet, UsageError
+from detector.base.family import Family
 from detector.base.plain import clean
 from detector.base.verdicts import LEAKS, VERDICT_WORDS, VERDICTS, Reason, Verdict
 from detector.client import asking, watching
@@ -32,10 +33,11 @@ from detector.client.render import (
     watch_view,
 )
 from detector.config.model import Config
+from detector.counts.observing import Flood
 from detector.publish import history
 from detector.publish.inspect.handlers import handlers
 from detector.publish.page import runbooks
-from detector.publish.snapshot import About, Snapshot
+from detector.publish.snapshot import About, Snapshot, samples
 from tools.bench.oncall import snapshot_of
 
 PEER = "peer-00000007"
@@ -124,6 +126,19 @@ def test_refused_configuration_is_said(snapshot: Snapshot) -> None:
     status = status_of(snapshot)
     status["configuration"]["last_reload_successful"] = False
     assert "not accepted" in text_of(status_view(status, advice_for(status), NOW))
+
+
+def test_who_floods_the_tables_is_named_on_the_relay_alone(snapshot: Snapshot) -> None:
+    """The status names the peer; the metric says that there is one, and nobody's name."""
+    flooded = replace(snapshot, floods=(Flood(Family.IPV4, PEER, 900, 1000),))
+    status = status_of(flooded)
+    said = text_of(status_view(status, advice_for(status), NOW))
+    assert f"IPv4: {PEER} has 90.0% of the flows that the tables had no room for, 900" in said
+    told = samples(flooded, About(Config(relay="r"), "kprobe", PAGE))
+    assert told["flood"] == [((Family.IPV4,), 1.0), ((Family.IPV6,), 0.0)]
+    assert PEER not in str(told)
+    calm = status_of(snapshot)
+    assert "no room" not in text_of(status_view(calm, advice_for(calm), NOW))
 
 
 def test_plain_words_come_first_and_since_stands_with_the_verdict(snapshot: Snapshot) -> None:

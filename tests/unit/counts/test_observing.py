@@ -6,13 +6,15 @@ from __future__ import annotations
 from ipaddress import ip_address
 
 import numpy as np
+import pytest
 
 from detector.analysis.verdict import judge_family
 from detector.base.family import Family, pack
 from detector.base.outcomes import Outcome
 from detector.base.verdicts import Verdict
-from detector.counts.columns import Columns
-from detector.counts.observing import PoolRanges, observe
+from detector.counts import words
+from detector.counts.columns import Columns, merge
+from detector.counts.observing import Flood, PoolRanges, floods, observe
 from detector.counts.roster import Exits, Member, Roster
 from detector.counts.window import Counts, Window
 from detector.predictors.guess import GUESS
@@ -84,3 +86,35 @@ def test_pools_that_nobody_tells_are_guessed() -> None:
         assert (seen.pool_sizes, seen.pool_origins) == (sizes, origins)
         assert judge_family(seen).pool_guessed == (not pools)
         assert seen.pool[seen.exits.index(ip_address("203.0.113.7"))] == (0 if pools else -1)
+
+
+@pytest.mark.parametrize(
+    ("refused", "named"),
+    [
+        ({0: 100}, Flood(Family.IPV4, "one", 100, 100)),
+        ({0: 99}, None),
+        ({0: 50, 1: 50}, None),
+        ({0: 50, 1: 51}, Flood(Family.IPV4, "two", 51, 101)),
+        ({2: 9000, 0: 51, 1: 50}, Flood(Family.IPV4, "one", 51, 101)),
+    ],
+)
+def test_who_floods_a_table_is_named(refused: dict[int, int], named: Flood | None) -> None:
+    """With more than half of a hundred refused flows at least, in a family by itself."""
+    roster = Roster(Exits())
+    roster.add(
+        [
+            Member(1, Family.IPV4, False, "one", {}),
+            Member(2, Family.IPV4, False, "two", {}),
+            Member(3, Family.IPV6, False, "six", {}),
+        ]
+    )
+    rows = np.array(list(refused), np.int64)
+    many = np.array(list(refused.values()), np.uint64)
+    other = Columns.of(words.keys_of(np.arange(3), words.UNTRACKED), np.full(3, 10_000, np.uint64))
+    counts = Counts(
+        np.zeros(SHAPE, np.int64),
+        words=merge([other, Columns.of(words.keys_of(rows, words.REFUSED), many)]),
+    )
+    found = {flood.family: flood for flood in floods(counts, roster)}
+    assert found.pop(Family.IPV6, None) == (Flood(Family.IPV6, "six", 9000, 9000) if 2 in refused else None)
+    assert list(found.values()) == ([named] if named else [])
