@@ -170,7 +170,8 @@ def matching(views: Sequence[PeerView], beginning: str, most: int) -> list[str]:
         names = view.names[view.observed.rows]
         if (names == wanted).any():
             return [beginning]
-        found |= {one.decode() for one in np.unique(names[np.char.startswith(names, wanted)])[:most]}
+        # Not by np.char: it is imported at first use, and this process may open no file by then.
+        found |= {name.decode() for name in names.tolist() if name.startswith(wanted)}
     return sorted(found)[:most]
 
 

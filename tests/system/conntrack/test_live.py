@@ -62,7 +62,9 @@ def test_a_recording_says_what_the_live_tables_say(tmp_path: Path, mapping: str)
             assert found["contrasts"][name]["trials"] == pytest.approx(trials["trials"], rel=0.05), name
             assert found["contrasts"][name]["observed"] == pytest.approx(trials["observed"], abs=0.05), name
         for name, explained in seen["explained"].items():
-            assert found["explained"][name]["ratio"] == pytest.approx(explained["ratio"], abs=0.05), name
+            # The service samples which exit is a peer's busiest: where none is, two peers may differ.
+            allowed = 0.05 if explained["holds"] else 2 / explained["trials"] + 0.001
+            assert found["explained"][name]["ratio"] == pytest.approx(explained["ratio"], abs=allowed), name
             assert found["explained"][name]["trials"] == pytest.approx(explained["trials"], rel=0.05), name
 
 
