@@ -300,6 +300,10 @@ class Reader:
             self.lines.garbage_numbers.append(self._number + line + 1)
 
 
+_OF_A_NAME = np.zeros(256, np.bool_)
+_OF_A_NAME[list(b"abcdefghijklmnopqrstuvwxyz0123456789_-")] = True
+
+
 def _usual_heads(block: Block) -> _Heads | None:
     """Heads of lines that are all just as ``conntrack -E -o timestamp`` or ``conntrack -L`` print them.
 
@@ -332,7 +336,9 @@ def _usual_heads(block: Block) -> _Heads | None:
     letter = characters[body] - np.uint8(ord("a"))
     protocol, ends, good = numbers_at(block, body + _NAME, 3)
     good &= (letter < 26) & (characters[body + _NAME - 1] == ord(" ")) & (characters[ends] == ord(" "))
-    blank = block.windows(body, _NAME) == ord(" ")
+    name = block.windows(body, _NAME)
+    blank = name == ord(" ")
+    good &= (blank | _OF_A_NAME[name]).all(axis=0)
     good &= ~(blank[:-1] & ~blank[1:]).any(axis=0)  # the name, then blanks
     good &= (ends < block.ends) & ~block.says(body, b"ipv4 ") & ~block.says(body, b"ipv6 ")
     return _Heads(time, event, protocol) if good.all() else None

@@ -35,10 +35,10 @@ class StockKernel:
 
 
 STOCK_KERNELS = (
-    StockKernel("5.10", "bullseye", "kprobe"),
+    StockKernel("5.10", "bullseye", "kprobe", always=False),
     StockKernel("6.1", "bookworm", "kprobe"),
-    StockKernel("6.12", "bookworm-backports", "netfilter", always=False),
-    StockKernel("7", "trixie-backports", "netfilter"),
+    StockKernel("6.12", "bookworm-backports", "netfilter"),
+    StockKernel("7", "trixie-backports", "netfilter", always=False),
 )
 WANTED = tuple(one for one in STOCK_KERNELS if one.always or os.environ.get("EXITPRINT_KERNELS") == "all")
 
