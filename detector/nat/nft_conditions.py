@@ -199,17 +199,23 @@ def _parts(value: Json) -> list[Json] | None:
     return None
 
 
-def _about(left: Json, family: str) -> tuple[About, str]:
-    """What a field or an expression can tell of the sender, and what decides where that is not plain."""
-    subject = show(left)
+def _known(subject: str, source: About) -> tuple[About, str] | None:
+    """What a field that has a name tells; `source` is what the sender's own address does."""
     if subject in SOURCE_FIELDS:
-        return About.SENDER, ""
+        return source, ""
     if subject in INTERFACE_FIELDS:
         return About.INTERFACE, ""
     if subject in _HIDDEN:
         return About.HIDDEN, _HIDDEN[subject]
     if subject in _NAMED:
         return About.NAMED, _NAMED[subject]
+    return None
+
+
+def _about(left: Json, family: str) -> tuple[About, str]:
+    """What a field or an expression can tell of the sender, and what decides where that is not plain."""
+    if known := _known(show(left), About.SENDER):
+        return known
     found = [kind for kind in (_atom(one, family) for one in _atoms(left)) if kind[0] is not About.PLACE]
     return _worst(found) if found else (About.PLACE, "")
 
@@ -228,15 +234,8 @@ def _atoms(value: Json) -> Iterator[Json]:
 
 
 def _atom(value: Json, family: str) -> tuple[About, str]:
-    subject = show(value)
-    if subject in SOURCE_FIELDS:
-        return About.BITS, ""
-    if subject in INTERFACE_FIELDS:
-        return About.INTERFACE, ""
-    if subject in _HIDDEN:
-        return About.HIDDEN, _HIDDEN[subject]
-    if subject in _NAMED:
-        return About.NAMED, _NAMED[subject]
+    if known := _known(show(value), About.BITS):
+        return known
     match value:
         case {"payload": {"base": "nh", "offset": int(offset), "len": int(length)}}:
             if any(offset < end and start < offset + length for start, end in _SENDER_BITS.get(family, ())):
